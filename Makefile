@@ -1,0 +1,51 @@
+# lora: `make help` lists the targets. Knobs first, object lists by hand (one line a folder, an archive
+# a layer), link order = layer order: cmd -> store, kernels -> libcore.
+
+# ---- knobs ------------------------------------------------------------------------------------
+VARIANT  ?= release
+CC       ?= gcc
+PREFIX   ?= /usr/local
+DESTDIR  ?=
+CURL     ?= $(shell pkg-config --exists libcurl 2>/dev/null && echo 1 || echo 0)
+B        := build/$(VARIANT)
+
+CFLAGS_release := -O2 -g
+CFLAGS_debug   := -O0 -g
+CFLAGS_asan    := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+CFLAGS_tsan    := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
+CFLAGS   ?= $(CFLAGS_$(VARIANT))
+WARN     := -Wall -Wextra -Wmissing-prototypes -Wvla -Werror
+CPPFLAGS += -I. -D_GNU_SOURCE
+ALL_CFLAGS := -std=c11 $(WARN) $(CFLAGS) -fPIC -MMD -MP
+LDFLAGS  += $(filter -fsanitize%,$(CFLAGS)) -Wl,--as-needed
+
+# ---- what is built ------------------------------------------------------------------------------
+LIBCORE := \
+  $(addprefix libcore/base/,arena digest err file log strbuf sys thread) \
+  $(addprefix libcore/tensor/,dtype tensor) \
+  $(addprefix libcore/adapter/,) \
+  $(addprefix libcore/format/,) \
+  $(addprefix libcore/text/,) \
+  $(addprefix libcore/model/,) \
+  $(addprefix libcore/merge/,) \
+  $(addprefix libcore/engine/,) \
+  libcore/backend
+KERNELS := \
+  kernels/registry \
+  $(addprefix kernels/cpu/,) \
+  $(addprefix kernels/cpu/isa/,)
+STORE := \
+  $(addprefix store/,)
+CMD := \
+  $(addprefix cmd/,main options progress table) \
+  $(addprefix cmd/serve/,)
+
+LIBS_LIBCORE := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread
+LIBS_STORE   := -lsqlite3 -larchive -lzstd $(if $(filter 1,$(CURL)),-lcurl)
+LIBS_KERNELS := -ldl
+LIBS_CMD     := -lmicrohttpd
+ifeq ($(CURL),1)
+CPPFLAGS += -DLORA_WITH_CURL
+endif
+
+include build.mk

@@ -1,0 +1,56 @@
+# Rules behind the lists of the Makefile: objects, archives, the program, tests.
+
+obj = $(patsubst %,$(B)/%.o,$(1))
+A_LIBCORE := $(B)/libcore.a
+A_KERNELS := $(B)/kernels.a
+A_STORE   := $(B)/store.a
+A_CMD     := $(B)/cmd.a
+A_TEST    := $(B)/test.a
+
+.DEFAULT_GOAL := all
+.PHONY: all
+all: build/lora
+
+build/lora: $(B)/lora
+	@ln -sf $(VARIANT)/lora $@
+
+$(B)/lora: $(B)/cmd/main.o $(A_CMD) $(A_STORE) $(A_KERNELS) $(A_LIBCORE)
+	$(CC) $(LDFLAGS) -rdynamic -o $@ $^ $(LIBS_CMD) $(LIBS_STORE) $(LIBS_KERNELS) $(LIBS_LIBCORE)
+
+# main.o stays outside the archive, so that tests of cmd link without a second main.
+$(A_LIBCORE): $(call obj,$(LIBCORE))
+$(A_KERNELS): $(call obj,$(KERNELS))
+$(A_STORE):   $(call obj,$(STORE))
+$(A_CMD):     $(call obj,$(filter-out cmd/main,$(CMD)))
+$(A_TEST):    $(call obj,tests/lib/test)
+$(B)/%.a:
+	@rm -f $@
+	ar rcs $@ $^
+
+$(B)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -c -o $@ $<
+
+-include $(patsubst %,$(B)/%.d,$(LIBCORE) $(KERNELS) $(STORE) $(CMD) tests/lib/test)
+
+# ---- tests: a folder's tests link only the archives that it may use ----------------------------
+TESTS_C := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/*/test_*.c tests/unit/*/*/test_*.c \
+             tests/ops/test_*.c tests/golden/test_*.c tests/sim/test_*.c))
+-include $(addsuffix .d,$(TESTS_C))
+
+define test_rule
+$(B)/$(1)/%: $(1)/%.c $$(A_TEST) $(2)
+	@mkdir -p $$(@D)
+	$$(CC) $$(CPPFLAGS) $$(ALL_CFLAGS) $$(LDFLAGS) -rdynamic -o $$@ $$< $$(A_TEST) $(2) $(3)
+endef
+L0 := $(A_LIBCORE)
+$(eval $(call test_rule,tests/unit/libcore,$(L0),$(LIBS_LIBCORE)))
+$(eval $(call test_rule,tests/unit/kernels,$(A_KERNELS) $(L0),$(LIBS_KERNELS) $(LIBS_LIBCORE)))
+$(eval $(call test_rule,tests/unit/store,$(A_STORE) $(L0),$(LIBS_STORE) $(LIBS_LIBCORE)))
+$(eval $(call test_rule,tests/unit/cmd,$(A_CMD) $(A_STORE) $(A_KERNELS) $(L0),$(LIBS_CMD) $(LIBS_STORE) $(LIBS_KERNELS) $(LIBS_LIBCORE)))
+$(eval $(call test_rule,tests/ops,$(A_KERNELS) $(L0),$(LIBS_KERNELS) $(LIBS_LIBCORE)))
+$(eval $(call test_rule,tests/sim,$(L0),$(LIBS_LIBCORE)))
+$(eval $(call test_rule,tests/golden,$(A_STORE) $(A_KERNELS) $(L0),$(LIBS_STORE) $(LIBS_KERNELS) $(LIBS_LIBCORE)))
+
+.PHONY: tests
+tests: $(TESTS_C)

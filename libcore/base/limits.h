@@ -1,0 +1,39 @@
+/*
+ * limits: every bound in the program, each with its reason. Options may lower them, never raise them
+ * beyond what is said here.
+ */
+#ifndef LIBCORE_BASE_LIMITS_H
+#define LIBCORE_BASE_LIMITS_H
+
+enum {
+    // safetensors: the reference reader's own bound on a header.
+    LIMIT_SAFETENSORS_HEADER_BYTES = 100000000,
+    // config.json, adapter_config.json, an index: the largest seen is a 2 MB shard index.
+    LIMIT_CONFIG_BYTES = 32 << 20,
+    // tokenizer.json: gemma3's is 33 MB.
+    LIMIT_TOKENIZER_BYTES = 256 << 20,
+    LIMIT_JSON_DEPTH = 64,
+    LIMIT_TENSOR_DIMS = 8,
+    // SPEC: ranks 1…1024.
+    LIMIT_RANK = 1024,
+    // a name of an adapter or base; fits a path component and a label of a metric.
+    LIMIT_NAME_BYTES = 200,
+    // request bodies: 1M tokens as JSON ids are 8 MB.
+    LIMIT_BODY_BYTES = 64 << 20,
+    LIMIT_CONNECTIONS = 8192,
+    LIMIT_QUEUED_REQUESTS = 16384,
+    LIMIT_CHOICES = 128,         // `n`, and prompts in one request
+    LIMIT_STOP_STRINGS = 16,
+    LIMIT_LOGPROBS = 20,         // top_logprobs, OpenAI's own bound
+    LIMIT_LOGIT_BIAS = 1024,
+    LIMIT_ADAPTERS_PER_REQUEST = 8,
+    LIMIT_SEQUENCES = 4096,      // running at once
+    LIMIT_STEP_TOKENS = 65536,
+    // Jinja: a template is somebody else's program.
+    LIMIT_TEMPLATE_BYTES = 4 << 20,
+    LIMIT_TEMPLATE_OUTPUT_BYTES = 64 << 20,
+    LIMIT_TEMPLATE_STEPS = 20000000,
+    LIMIT_TEMPLATE_DEPTH = 200,
+};
+
+#endif

@@ -1,0 +1,277 @@
+#include "libcore/base/sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { STATE_UNREAD, STATE_OFF, STATE_ARMED };
+
+static atomic_int state = STATE_UNREAD;
+static atomic_int action = SYS_FAULT_OFF;
+static atomic_uint classes;
+static atomic_ullong chosen, counted;
+static atomic_bool hit;
+
+void sys_fault(enum sys_fault_action what, unsigned class_mask, uint64_t n)
+{
+    atomic_store(&action, (int)what);
+    atomic_store(&classes, class_mask);
+    atomic_store(&chosen, n);
+    atomic_store(&counted, 0);
+    atomic_store(&hit, false);
+    atomic_store(&state, what == SYS_FAULT_OFF ? STATE_OFF : STATE_ARMED);
+}
+
+uint64_t sys_fault_count(void)
+{
+    return atomic_load(&counted);
+}
+
+bool sys_fault_hit(void)
+{
+    return atomic_load(&hit);
+}
+
+static void read_environment(void)
+{
+    const char *text = getenv("LORA_FAULT");
+    char verb[8], class_name[8] = "";
+    unsigned long long n;
+    if (!text || sscanf(text, "%7[a-z]:%llu:%7s", verb, &n, class_name) < 2) {
+        int unread = STATE_UNREAD;
+        atomic_compare_exchange_strong(&state, &unread, STATE_OFF);
+        return;
+    }
+    unsigned mask = strcmp(class_name, "mem") == 0    ? SYS_FAULT_MEM
+                    : strcmp(class_name, "file") == 0 ? SYS_FAULT_FILE
+                                                      : SYS_FAULT_ALL;
+    sys_fault(strcmp(verb, "kill") == 0 ? SYS_FAULT_KILL : SYS_FAULT_FAIL, mask, n);
+}
+
+bool sys_fault_point(unsigned class_bit)
+{
+    int now = atomic_load_explicit(&state, memory_order_relaxed);
+    if (now == STATE_OFF)
+        return false;
+    if (now == STATE_UNREAD) {
+        read_environment();
+        if (atomic_load(&state) == STATE_OFF)
+            return false;
+    }
+    if (!(atomic_load(&classes) & class_bit))
+        return false;
+    if (atomic_fetch_add(&counted, 1) + 1 != atomic_load(&chosen))
+        return false;
+    atomic_store(&hit, true);
+    if (atomic_load(&action) == SYS_FAULT_KILL)
+        raise(SIGKILL);
+    return true;
+}
+
+static bool file_fault(void)
+{
+    if (!sys_fault_point(SYS_FAULT_FILE))
+        return false;
+    errno = EIO;
+    return true;
+}
+
+void *sys_malloc(size_t n)
+{
+    return sys_fault_point(SYS_FAULT_MEM) ? NULL : malloc(n ? n : 1);
+}
+
+void *sys_calloc(size_t n, size_t size)
+{
+    return sys_fault_point(SYS_FAULT_MEM) ? NULL : calloc(n ? n : 1, size ? size : 1);
+}
+
+void *sys_realloc(void *p, size_t n)
+{
+    return sys_fault_point(SYS_FAULT_MEM) ? NULL : realloc(p, n ? n : 1);
+}
+
+void *sys_reallocarray(void *p, size_t n, size_t size)
+{
+    size_t total;
+    if (__builtin_mul_overflow(n, size, &total))
+        return NULL;
+    return sys_realloc(p, total);
+}
+
+void *sys_aligned_alloc(size_t alignment, size_t n)
+{
+    if (sys_fault_point(SYS_FAULT_MEM))
+        return NULL;
+    void *p = NULL;
+    return posix_memalign(&p, alignment, n ? n : 1) == 0 ? p : NULL;
+}
+
+char *sys_strndup(const char *s, size_t n)
+{
+    size_t len = strnlen(s, n);
+    char *copy = sys_malloc(len + 1);
+    if (!copy)
+        return NULL;
+    memcpy(copy, s, len);
+    copy[len] = '\0';
+    return copy;
+}
+
+char *sys_strdup(const char *s)
+{
+    return sys_strndup(s, strlen(s));
+}
+
+void sys_free(void *p)
+{
+    free(p);
+}
+
+/* Runs `call` until it is not interrupted by a signal; the fault point comes first. */
+#define FILE_CALL(type, call)                                                                      \
+    do {                                                                                           \
+        if (file_fault())                                                                          \
+            return -1;                                                                             \
+        type result;                                                                               \
+        do {                                                                                       \
+            result = (call);                                                                       \
+        } while (result < 0 && errno == EINTR);                                                    \
+        return result;                                                                             \
+    } while (0)
+
+int sys_open(const char *path, int flags, mode_t mode)
+{
+    FILE_CALL(int, open(path, flags | O_CLOEXEC, mode));
+}
+
+int sys_openat(int dir_fd, const char *path, int flags, mode_t mode)
+{
+    FILE_CALL(int, openat(dir_fd, path, flags | O_CLOEXEC, mode));
+}
+
+int sys_close(int fd)
+{
+    // Never failed by a fault: a close that "fails" has closed on Linux, and hiding it would leak.
+    return close(fd);
+}
+
+ssize_t sys_read(int fd, void *buf, size_t n)
+{
+    FILE_CALL(ssize_t, read(fd, buf, n));
+}
+
+ssize_t sys_write(int fd, const void *buf, size_t n)
+{
+    FILE_CALL(ssize_t, write(fd, buf, n));
+}
+
+ssize_t sys_pread(int fd, void *buf, size_t n, off_t offset)
+{
+    FILE_CALL(ssize_t, pread(fd, buf, n, offset));
+}
+
+ssize_t sys_pwrite(int fd, const void *buf, size_t n, off_t offset)
+{
+    FILE_CALL(ssize_t, pwrite(fd, buf, n, offset));
+}
+
+ssize_t sys_copy_file_range(int in_fd, off_t *in_off, int out_fd, off_t *out_off, size_t n)
+{
+    FILE_CALL(ssize_t, copy_file_range(in_fd, in_off, out_fd, out_off, n, 0));
+}
+
+int sys_ftruncate(int fd, off_t size)
+{
+    FILE_CALL(int, ftruncate(fd, size));
+}
+
+int sys_fsync(int fd)
+{
+    FILE_CALL(int, fsync(fd));
+}
+
+int sys_fdatasync(int fd)
+{
+    FILE_CALL(int, fdatasync(fd));
+}
+
+int sys_rename(const char *from, const char *to)
+{
+    FILE_CALL(int, rename(from, to));
+}
+
+int sys_rename_noreplace(const char *from, const char *to)
+{
+    FILE_CALL(int, renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE));
+}
+
+int sys_link(const char *from, const char *to)
+{
+    FILE_CALL(int, link(from, to));
+}
+
+int sys_unlink(const char *path)
+{
+    FILE_CALL(int, unlink(path));
+}
+
+int sys_mkdir(const char *path, mode_t mode)
+{
+    FILE_CALL(int, mkdir(path, mode));
+}
+
+int sys_rmdir(const char *path)
+{
+    FILE_CALL(int, rmdir(path));
+}
+
+int sys_chmod(const char *path, mode_t mode)
+{
+    FILE_CALL(int, chmod(path, mode));
+}
+
+int sys_fchmod(int fd, mode_t mode)
+{
+    FILE_CALL(int, fchmod(fd, mode));
+}
+
+int sys_stat(const char *path, struct stat *st)
+{
+    FILE_CALL(int, stat(path, st));
+}
+
+int sys_lstat(const char *path, struct stat *st)
+{
+    FILE_CALL(int, lstat(path, st));
+}
+
+int sys_fstat(int fd, struct stat *st)
+{
+    FILE_CALL(int, fstat(fd, st));
+}
+
+int sys_flock(int fd, int operation)
+{
+    FILE_CALL(int, flock(fd, operation));
+}
+
+void *sys_mmap_read(int fd, size_t n)
+{
+    if (file_fault())
+        return NULL;
+    void *p = mmap(NULL, n, PROT_READ, MAP_PRIVATE, fd, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+int sys_munmap(void *p, size_t n)
+{
+    return munmap(p, n);
+}
