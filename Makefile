@@ -31,13 +31,12 @@ LIBCORE := \
   $(addprefix libcore/engine/,) \
   libcore/backend
 KERNELS := \
-  kernels/registry \
   $(addprefix kernels/cpu/,) \
   $(addprefix kernels/cpu/isa/,)
 STORE := \
   $(addprefix store/,)
 CMD := \
-  $(addprefix cmd/,main options progress table) \
+  $(addprefix cmd/,main) \
   $(addprefix cmd/serve/,)
 
 LIBS_LIBCORE := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread
