@@ -22,7 +22,8 @@ struct digest_state; // a running hash
 int digest_open(struct digest_state **out, struct err *err);
 void digest_free(struct digest_state *s);
 int digest_update(struct digest_state *s, const void *data, size_t n, struct err *err);
-int digest_final(struct digest_state *s, struct digest *out, struct err *err); // then s may only be freed
+int digest_final(struct digest_state *s, struct digest *out,
+                 struct err *err); // then s may only be freed
 
 int digest_buffer(const void *data, size_t n, struct digest *out, struct err *err);
 /* Hashes the whole file behind `path` in large reads. */

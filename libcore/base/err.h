@@ -42,7 +42,8 @@ struct err {
     char msg[ERR_MSG_BYTES];
 };
 
-/* Sets code and message (truncated with … at the end when too long); err may be NULL. Returns code. */
+/* Sets code and message (truncated with … at the end when too long); err may be NULL. Returns code.
+ */
 int err_set(struct err *err, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 int err_setv(struct err *err, int code, const char *fmt, va_list args);
 

@@ -1,6 +1,6 @@
 /*
- * limits: every bound in the program, each with its reason. Options may lower them, never raise them
- * beyond what is said here.
+ * limits: every bound in the program, each with its reason. Options may lower them, never raise
+ * them beyond what is said here.
  */
 #ifndef LIBCORE_BASE_LIMITS_H
 #define LIBCORE_BASE_LIMITS_H
@@ -22,12 +22,12 @@ enum {
     LIMIT_BODY_BYTES = 64 << 20,
     LIMIT_CONNECTIONS = 8192,
     LIMIT_QUEUED_REQUESTS = 16384,
-    LIMIT_CHOICES = 128,         // `n`, and prompts in one request
+    LIMIT_CHOICES = 128, // `n`, and prompts in one request
     LIMIT_STOP_STRINGS = 16,
-    LIMIT_LOGPROBS = 20,         // top_logprobs, OpenAI's own bound
+    LIMIT_LOGPROBS = 20, // top_logprobs, OpenAI's own bound
     LIMIT_LOGIT_BIAS = 1024,
     LIMIT_ADAPTERS_PER_REQUEST = 8,
-    LIMIT_SEQUENCES = 4096,      // running at once
+    LIMIT_SEQUENCES = 4096, // running at once
     LIMIT_STEP_TOKENS = 65536,
     // Jinja: a template is somebody else's program.
     LIMIT_TEMPLATE_BYTES = 4 << 20,

@@ -1,9 +1,10 @@
 /*
- * sys: the one door to the host's memory and file system, so that tests can fail or kill at any call.
+ * sys: the one door to the host's memory and file system, so that tests can fail or kill at any
+ * call.
  *
  * Every call of ours that allocates or touches files goes through here. Each call is a fault point:
- * it counts up, and when it is the chosen one it fails (memory: NULL, files: errno EIO or ENOSPC) or
- * kills the process with SIGKILL. Chosen by sys_fault() in a test, or by the environment
+ * it counts up, and when it is the chosen one it fails (memory: NULL, files: errno EIO or ENOSPC)
+ * or kills the process with SIGKILL. Chosen by sys_fault() in a test, or by the environment
  * LORA_FAULT=fail:N[:class] or LORA_FAULT=kill:N[:class] (class: mem, file; default both), read by
  * the first call. A `kill` happens before the call takes effect. Costs one relaxed load when off.
  * Thread rule: all of it may be called from any thread.
@@ -28,7 +29,7 @@ bool sys_fault_hit(void);
 /* Whether a sys_fault or LORA_FAULT is armed; and one counted step for libraries with own hooks. */
 bool sys_fault_point(unsigned class_bit);
 
-void *sys_malloc(size_t n);            // n == 0 gives a pointer that may be freed
+void *sys_malloc(size_t n);              // n == 0 gives a pointer that may be freed
 void *sys_calloc(size_t n, size_t size); // checked multiplication
 void *sys_realloc(void *p, size_t n);
 void *sys_reallocarray(void *p, size_t n, size_t size);
@@ -60,7 +61,7 @@ int sys_fchmod(int fd, mode_t mode);
 int sys_stat(const char *path, struct stat *st);
 int sys_lstat(const char *path, struct stat *st);
 int sys_fstat(int fd, struct stat *st);
-int sys_flock(int fd, int operation); // LOCK_NB gives EWOULDBLOCK
+int sys_flock(int fd, int operation);  // LOCK_NB gives EWOULDBLOCK
 void *sys_mmap_read(int fd, size_t n); // whole file, private, read-only; NULL on failure
 int sys_munmap(void *p, size_t n);
 

@@ -14,7 +14,8 @@
 /* ---- parallel ranges: used by one calling thread at a time ---- */
 struct worker_pool;
 
-/* n_threads counts the caller; 0: the processors this process may run on. n_threads 1 starts none. */
+/* n_threads counts the caller; 0: the processors this process may run on. n_threads 1 starts none.
+ */
 int worker_pool_open(struct worker_pool **out, unsigned n_threads, struct err *err);
 void worker_pool_free(struct worker_pool *p);
 unsigned worker_pool_size(const struct worker_pool *p);
@@ -23,7 +24,8 @@ unsigned worker_pool_size(const struct worker_pool *p);
  * most one a thread, each a multiple of `grain` long but the last. Returns when all are done.
  * A static split: the same n, grain and pool size give the same ranges. */
 void worker_pool_run(struct worker_pool *p, size_t n, size_t grain,
-                     void (*body)(void *arg, size_t begin, size_t end, unsigned thread_idx), void *arg);
+                     void (*body)(void *arg, size_t begin, size_t end, unsigned thread_idx),
+                     void *arg);
 
 /* ---- jobs: any thread may queue ---- */
 struct job_queue;
@@ -34,8 +36,8 @@ void job_queue_free(struct job_queue *q); // runs what is queued, then joins
 /* Queues run(arg); ERR_BUSY when max_jobs wait. */
 int job_queue_add(struct job_queue *q, void (*run)(void *arg), void *arg, struct err *err);
 
-uint64_t thread_now_ns(void);   // CLOCK_MONOTONIC
-uint64_t thread_unix_ns(void);  // CLOCK_REALTIME
+uint64_t thread_now_ns(void);  // CLOCK_MONOTONIC
+uint64_t thread_unix_ns(void); // CLOCK_REALTIME
 unsigned thread_n_processors(void);
 
 #endif

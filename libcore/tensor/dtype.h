@@ -10,19 +10,38 @@
 
 enum dtype {
     DTYPE_NONE = 0,
-    DTYPE_BOOL, DTYPE_F4, DTYPE_F6_E2M3, DTYPE_F6_E3M2, DTYPE_U8, DTYPE_I8,
-    DTYPE_F8_E5M2, DTYPE_F8_E4M3, DTYPE_F8_E8M0, DTYPE_F8_E4M3FNUZ, DTYPE_F8_E5M2FNUZ,
-    DTYPE_I16, DTYPE_U16, DTYPE_F16, DTYPE_BF16, DTYPE_I32, DTYPE_U32, DTYPE_F32,
-    DTYPE_C64, DTYPE_F64, DTYPE_I64, DTYPE_U64,
+    DTYPE_BOOL,
+    DTYPE_F4,
+    DTYPE_F6_E2M3,
+    DTYPE_F6_E3M2,
+    DTYPE_U8,
+    DTYPE_I8,
+    DTYPE_F8_E5M2,
+    DTYPE_F8_E4M3,
+    DTYPE_F8_E8M0,
+    DTYPE_F8_E4M3FNUZ,
+    DTYPE_F8_E5M2FNUZ,
+    DTYPE_I16,
+    DTYPE_U16,
+    DTYPE_F16,
+    DTYPE_BF16,
+    DTYPE_I32,
+    DTYPE_U32,
+    DTYPE_F32,
+    DTYPE_C64,
+    DTYPE_F64,
+    DTYPE_I64,
+    DTYPE_U64,
     DTYPE_COUNT
 };
 
 unsigned dtype_bits(enum dtype t);
-const char *dtype_name(enum dtype t);          // as safetensors writes it: "BF16"
-enum dtype dtype_parse(const char *name);      // DTYPE_NONE when unknown
-bool dtype_is_float(enum dtype t);             // F64, F32, F16, BF16, F8_E4M3, F8_E5M2
+const char *dtype_name(enum dtype t);     // as safetensors writes it: "BF16"
+enum dtype dtype_parse(const char *name); // DTYPE_NONE when unknown
+bool dtype_is_float(enum dtype t);        // F64, F32, F16, BF16, F8_E4M3, F8_E5M2
 
-/* Scalars. To a smaller type: round to nearest, ties to even; overflow gives ±Inf (f8_e4m3: NaN). */
+/* Scalars. To a smaller type: round to nearest, ties to even; overflow gives ±Inf (f8_e4m3: NaN).
+ */
 float dtype_bf16_to_f32(uint16_t v);
 float dtype_f16_to_f32(uint16_t v);
 float dtype_f8_e4m3_to_f32(uint8_t v);

@@ -14,9 +14,9 @@
 
 struct tensor {
     enum dtype dtype;
-    uint32_t n_dims;                     // 0: a scalar, or no tensor at all when data is NULL
+    uint32_t n_dims; // 0: a scalar, or no tensor at all when data is NULL
     uint64_t shape[LIMIT_TENSOR_DIMS];
-    const void *data;                    // borrowed; NULL: absent
+    const void *data; // borrowed; NULL: absent
 };
 
 static inline bool tensor_present(const struct tensor *t)
