@@ -36,7 +36,8 @@ KERNELS := \
 STORE := \
   $(addprefix store/,)
 CMD := \
-  $(addprefix cmd/,main) \
+  $(addprefix cmd/,main cmd options options_value help help_man progress table) \
+  $(addprefix cmd/cmd_,env completion version help) \
   $(addprefix cmd/serve/,)
 
 LIBS_LIBCORE := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread

@@ -44,6 +44,7 @@ struct option {
     int64_t min, max;       // OPTION_INT only, when max > min
     bool *given;            // or NULL: set true when the flag, the environment or the file had it
     bool hidden;            // not in --help (peers' spellings that only translate)
+    bool secret;            // a key: `lora env` says only whether it is set
 };
 
 struct cmd_context {
@@ -52,6 +53,7 @@ struct cmd_context {
     char **args;                // positional arguments, after options
     size_t n_args;
     bool json, quiet;           // --json, -q
+    bool help;                  // --help: nothing else was checked, main prints the page
     const char *store_path;     // resolved: --store, LORA_STORE, config file, XDG
     const char *store_path_from; // "flag" | "environment" | "config file" | "default"
     const char *progress;       // "auto" | "plain" | "none"
@@ -76,22 +78,40 @@ struct command {
     int (*run)(struct cmd_context *ctx, struct err *err);
 };
 
-/* main.c: the table of all commands, NULL-ended. */
+/* cmd.c: the table of all commands, NULL-ended, in the order of --help. A command `x` is
+ * `const struct command command_x` of cmd_x.c and one line in cmd.c. */
 extern const struct command *const cmd_table[];
-const struct command *cmd_find(const char *name);
+const struct command *cmd_find(const char *name); // by name or alias; NULL
+const char *cmd_version(void);                    // "0.1.0"
 
-/* options.c. Parses argv[1…] by the command's table and the shared one; args are left in order, `--`
- * ends options, a wrong flag gives ERR_USAGE with the nearest spelling. Values come from the flag, then
- * the environment, then the config file ($XDG_CONFIG_HOME/lora/config.json, "serve": {"port": 1} or
- * top level), then the default. */
+/*
+ * options.c. Parses argv[1…] (the command's own name is not in it) by the command's table and the
+ * shared one; args are left in order, `--` ends options, a wrong flag gives ERR_USAGE with the nearest
+ * spelling. Values come from the flag, then the environment, then the config file
+ * ($XDG_CONFIG_HOME/lora/config.json, "serve": {"port": 1} or top level), then the default.
+ * A row of the command hides a shared row of that name. `_` may be written for `-` in a long name.
+ * After a failure ctx may still be asked for json, and must be released.
+ */
 int options_parse(struct cmd_context *ctx, const struct command *command, int argc, char **argv,
                   struct err *err);
+/* The same with no argv and no demands on arguments: what environment and config file say. */
+int options_load(struct cmd_context *ctx, const struct command *command, struct err *err);
 void options_release(struct cmd_context *ctx);
+/* Where the value of a row came from in the last parse: "flag", "environment", "config file",
+ * "default". */
+const char *options_origin(const struct cmd_context *ctx, const struct option *row);
+const char *options_config_path(const struct cmd_context *ctx); // whether it is there or not
+/* The options of every command (--store, --json, …), ended as every table is. */
+const struct option *options_shared(void);
+/* K, M, G, T and KiB… are powers of 1024; KB… powers of 1000. */
+int options_parse_size(const char *text, uint64_t *bytes, struct err *err);
+
+/* help.c: everything that is written from the tables. */
 void options_usage(const struct command *command, FILE *out); // one paragraph
 void options_help(const struct command *command, FILE *out);  // the whole page
-int options_parse_size(const char *text, uint64_t *bytes, struct err *err);
-/* For `lora env` and `serve --help`: where the value of a row came from in the last parse. */
-const char *options_origin(const struct cmd_context *ctx, const struct option *row);
+void help_overview(FILE *out);                                // lora --help
+void help_man(const struct command *command, FILE *out);      // roff; NULL: lora.1
+int help_completion(const char *shell, FILE *out, struct err *err); // bash, zsh, fish
 
 /* Interruption: set by SIGINT and SIGTERM (main.c installs the handler for commands but serve).
  * Long work polls it and returns ERR_INTERRUPTED. */

@@ -32,6 +32,10 @@ bool log_level_parse(const char *text, enum log_level *out)
             return true;
         }
     }
+    if (strcmp(text, "warning") == 0) { // the peers' spelling
+        *out = LOG_LEVEL_WARN;
+        return true;
+    }
     return false;
 }
 

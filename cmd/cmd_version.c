@@ -1,0 +1,103 @@
+/*
+ * lora version: the program, how it was built, and the libraries that it runs with.
+ */
+#include <dlfcn.h>
+#include <string.h>
+
+#include "cmd/cmd.h"
+#include "cmd/table.h"
+
+/* Asked at run time and by name: each library's header has its one home elsewhere, and what counts
+ * is the library that was loaded, not the header that was compiled. */
+static const struct {
+    const char *library, *function;
+} libraries[] = {
+    {"jansson", "jansson_version_str"},
+    {"sqlite", "sqlite3_libversion"},
+    {"libarchive", "archive_version_string"},
+    {"zstd", "ZSTD_versionString"},
+    {"openssl", "OpenSSL_version"},
+    {"pcre2", "pcre2_config_8"},
+    {"utf8proc", "utf8proc_version"},
+    {"libmicrohttpd", "MHD_get_version"},
+    {"curl", "curl_version"},
+};
+
+static const char *variant(void)
+{
+#if defined(__SANITIZE_ADDRESS__)
+    return "asan";
+#elif defined(__SANITIZE_THREAD__)
+    return "tsan";
+#elif defined(__OPTIMIZE__)
+    return "release";
+#else
+    return "debug";
+#endif
+}
+
+/* POSIX lets dlsym's result be called, C11 does not let it be cast; so it is copied. */
+static const char *library_version(const char *function, char *buf, size_t n)
+{
+    void *symbol = dlsym(RTLD_DEFAULT, function);
+    if (!symbol)
+        return NULL;
+    if (strcmp(function, "pcre2_config_8") == 0) {
+        enum { CONFIG_VERSION = 11, VERSION_BYTES = 64 };
+        int (*config)(uint32_t, void *);
+        char text[VERSION_BYTES];
+        memcpy(&config, &symbol, sizeof config);
+        snprintf(buf, n, "%s", config(CONFIG_VERSION, text) > 0 ? text : "?");
+    } else if (strcmp(function, "OpenSSL_version") == 0) {
+        const char *(*version)(int);
+        memcpy(&version, &symbol, sizeof version);
+        snprintf(buf, n, "%s", version(0));
+    } else {
+        const char *(*version)(void);
+        memcpy(&version, &symbol, sizeof version);
+        snprintf(buf, n, "%s", version());
+    }
+    // Some say "libarchive 3.6.2" or a list; the first word that starts with a digit is the
+    // version.
+    char *digits = buf + strcspn(buf, "0123456789");
+    digits[strcspn(digits, " ")] = '\0';
+    return digits;
+}
+
+static int print_json(void)
+{
+    json_t *all = json_object();
+    for (size_t i = 0; i < sizeof libraries / sizeof *libraries; i++) {
+        char buf[256];
+        const char *text = library_version(libraries[i].function, buf, sizeof buf);
+        json_object_set_new(all, libraries[i].library, text ? json_string(text) : json_null());
+    }
+    cmd_print_json(json_pack("{s:s, s:s, s:s, s:o}", "version", cmd_version(), "variant", variant(),
+                             "compiler", __VERSION__, "libraries", all));
+    return 0;
+}
+
+static int run(struct cmd_context *ctx, struct err *err)
+{
+    (void)err;
+    if (ctx->json)
+        return print_json();
+    if (ctx->quiet) {
+        puts(cmd_version());
+        return 0;
+    }
+    printf("lora %s (%s, gcc %s)\n", cmd_version(), variant(), __VERSION__);
+    for (size_t i = 0; i < sizeof libraries / sizeof *libraries; i++) {
+        char buf[256];
+        const char *text = library_version(libraries[i].function, buf, sizeof buf);
+        printf("  %-14s %s\n", libraries[i].library, text ? text : "not linked");
+    }
+    return 0;
+}
+
+const struct command command_version = {
+    .name = "version",
+    .summary = "the program's version and its libraries'",
+    .examples = "lora version\nlora version -q",
+    .run = run,
+};
