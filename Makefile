@@ -26,7 +26,8 @@ LIBCORE := \
   $(addprefix libcore/adapter/,) \
   $(addprefix libcore/format/,) \
   $(addprefix libcore/text/,) \
-  $(addprefix libcore/model/,) \
+  $(addprefix libcore/model/,arch_gemma arch_llama arch_mixtral arch_phi arch_qwen config config_rope \
+    module) \
   $(addprefix libcore/merge/,) \
   $(addprefix libcore/engine/,) \
   libcore/backend

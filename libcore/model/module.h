@@ -65,9 +65,12 @@ struct model_module {
 struct model_modules {
     struct model_module *items; // in the order of the computation
     size_t n;
+    const struct model_module **by_name; // sorted by name, then parameter
+    const struct model_config *config;   // borrowed
     struct arena arena;
 };
 
+/* config is borrowed and must outlive the modules. */
 int modules_open(struct model_modules **out, const struct model_config *config, struct err *err);
 void modules_free(struct model_modules *m);
 /* By canonical name and parameter (NULL: "weight"), or NULL. */
@@ -81,6 +84,15 @@ const struct model_module *modules_find(const struct model_modules *m, const cha
 int modules_place_tensor(const struct model_modules *m, const char *tensor_name,
                          const struct model_module **module, struct weight_place *place,
                          uint32_t *n_rows, uint32_t *n_cols, struct err *err);
+
+/* Whether a tensor that place_tensor does not know may be left alone: rotary tables of old Llama
+ * files, the vision half of a multimodal checkpoint. */
+bool modules_tensor_is_inert(const char *tensor_name);
+
+/* The canonical spelling of a tensor or module name ("language_model.model.x" gives "model.x"),
+ * into buf, which is returned. */
+const char *modules_canonical_name(const struct model_modules *m, const char *name, char *buf,
+                                   size_t n);
 
 /* A name nearest to a wrong one, for hints; NULL when none is near. */
 const char *modules_nearest(const struct model_modules *m, const char *name);
