@@ -84,7 +84,7 @@ const char *test_fixtures(void)
 
 static void remove_tmp(void)
 {
-    char command[PATH_MAX + 64];
+    char command[2 * PATH_MAX + 64];
     snprintf(command, sizeof command, "chmod -R u+w '%s' 2>/dev/null; rm -rf '%s'", tmp_path,
              tmp_path);
     if (tmp_path[0] && system(command) != 0)
