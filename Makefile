@@ -3,7 +3,9 @@
 
 # ---- knobs ------------------------------------------------------------------------------------
 VARIANT  ?= release
-CC       ?= gcc
+ifeq ($(origin CC),default)
+CC       := gcc
+endif
 PREFIX   ?= /usr/local
 DESTDIR  ?=
 CURL     ?= $(shell pkg-config --exists libcurl 2>/dev/null && echo 1 || echo 0)
@@ -50,3 +52,4 @@ CPPFLAGS += -DLORA_WITH_CURL
 endif
 
 include build.mk
+include make/check.mk make/install.mk

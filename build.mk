@@ -7,15 +7,20 @@ A_STORE   := $(B)/store.a
 A_CMD     := $(B)/cmd.a
 A_TEST    := $(B)/test.a
 
+# V=1 shows the commands.
+Q := $(if $(V),,@)
+SAY = $(if $(V),@:,@echo " " $(1) $@)
+
 .DEFAULT_GOAL := all
 .PHONY: all
-all: build/lora
+all: build/lora ## the program, build/lora (the default)
 
 build/lora: $(B)/lora
 	@ln -sf $(VARIANT)/lora $@
 
 $(B)/lora: $(B)/cmd/main.o $(A_CMD) $(A_STORE) $(A_KERNELS) $(A_LIBCORE)
-	$(CC) $(LDFLAGS) -rdynamic -o $@ $^ $(LIBS_CMD) $(LIBS_STORE) $(LIBS_KERNELS) $(LIBS_LIBCORE)
+	$(call SAY,LINK)
+	$(Q)$(CC) $(LDFLAGS) -rdynamic -o $@ $^ $(LIBS_CMD) $(LIBS_STORE) $(LIBS_KERNELS) $(LIBS_LIBCORE)
 
 # main.o stays outside the archive, so that tests of cmd link without a second main.
 $(A_LIBCORE): $(call obj,$(LIBCORE))
@@ -25,11 +30,12 @@ $(A_CMD):     $(call obj,$(filter-out cmd/main,$(CMD)))
 $(A_TEST):    $(call obj,tests/lib/test)
 $(B)/%.a:
 	@rm -f $@
-	ar rcs $@ $^
+	$(Q)ar rcs $@ $^
 
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -c -o $@ $<
+	$(call SAY,CC)
+	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -c -o $@ $<
 
 -include $(patsubst %,$(B)/%.d,$(LIBCORE) $(KERNELS) $(STORE) $(CMD) tests/lib/test)
 
@@ -41,7 +47,8 @@ TESTS_C := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/*/test_*.c tests/unit/*/*
 define test_rule
 $(B)/$(1)/%: $(1)/%.c $$(A_TEST) $(2)
 	@mkdir -p $$(@D)
-	$$(CC) $$(CPPFLAGS) $$(ALL_CFLAGS) $$(LDFLAGS) -rdynamic -o $$@ $$< $$(A_TEST) $(2) $(3)
+	$$(call SAY,TEST)
+	$$(Q)$$(CC) $$(CPPFLAGS) $$(ALL_CFLAGS) $$(LDFLAGS) -rdynamic -o $$@ $$< $$(A_TEST) $(2) $(3)
 endef
 L0 := $(A_LIBCORE)
 $(eval $(call test_rule,tests/unit/libcore,$(L0),$(LIBS_LIBCORE)))

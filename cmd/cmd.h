@@ -1,7 +1,8 @@
 /*
  * cmd: the command table, what every command receives, and the option tables from which parsing,
  * usage, --help, man pages and shell completion all come.
- * A command is one file cmd_NAME.c: options, one call into a library, printing. No arithmetic, no SQL.
+ * A command is one file cmd_NAME.c: options, one call into a library, printing. No arithmetic, no
+ * SQL.
  */
 #ifndef CMD_CMD_H
 #define CMD_CMD_H
@@ -21,19 +22,21 @@ enum option_type {
     OPTION_DOUBLE, // double *
     OPTION_SIZE,   // uint64_t *      1024, 64K, 1.5G, 2GiB
     OPTION_LIST,   // struct string_list *   may be repeated; each time one value
-    OPTION_WORDS,  // struct string_list *   takes every word up to the next option (--lora-paths a=b c=d)
+    OPTION_WORDS, // struct string_list *   takes every word up to the next option (--lora-paths a=b
+                  // c=d)
     OPTION_HEADING // no option: a heading in --help
 };
 
 struct string_list {
-    const char **items; // borrowed from argv, environment or config file; the array is cmd_context's
+    const char *
+        *items; // borrowed from argv, environment or config file; the array is cmd_context's
     size_t n;
 };
 
 /* One row of a table; a table ends with a row whose long_name and help are NULL. */
 struct option {
-    const char *long_name;  // "lora-paths", no dashes
-    char short_name;        // 'q', or 0
+    const char *long_name; // "lora-paths", no dashes
+    char short_name;       // 'q', or 0
     enum option_type type;
     void *value;            // where the result goes; holds the default before parsing
     const char *value_name; // "N", "FILE", "NAME=REF …" (for help)
@@ -48,18 +51,18 @@ struct option {
 };
 
 struct cmd_context {
-    const char *program;        // argv[0]
+    const char *program; // argv[0]
     const struct command *command;
-    char **args;                // positional arguments, after options
+    char **args; // positional arguments, after options
     size_t n_args;
-    bool json, quiet;           // --json, -q
-    bool help;                  // --help: nothing else was checked, main prints the page
-    const char *store_path;     // resolved: --store, LORA_STORE, config file, XDG
+    bool json, quiet;            // --json, -q
+    bool help;                   // --help: nothing else was checked, main prints the page
+    const char *store_path;      // resolved: --store, LORA_STORE, config file, XDG
     const char *store_path_from; // "flag" | "environment" | "config file" | "default"
-    const char *progress;       // "auto" | "plain" | "none"
-    bool force;                 // --force
-    bool color;                 // stdout is a terminal and NO_COLOR is not set
-    struct cmd_private *priv;   // config file, memory of string lists
+    const char *progress;        // "auto" | "plain" | "none"
+    bool force;                  // --force
+    bool color;                  // stdout is a terminal and NO_COLOR is not set
+    struct cmd_private *priv;    // config file, memory of string lists
 };
 
 struct command {
@@ -86,8 +89,8 @@ const char *cmd_version(void);                    // "0.1.0"
 
 /*
  * options.c. Parses argv[1…] (the command's own name is not in it) by the command's table and the
- * shared one; args are left in order, `--` ends options, a wrong flag gives ERR_USAGE with the nearest
- * spelling. Values come from the flag, then the environment, then the config file
+ * shared one; args are left in order, `--` ends options, a wrong flag gives ERR_USAGE with the
+ * nearest spelling. Values come from the flag, then the environment, then the config file
  * ($XDG_CONFIG_HOME/lora/config.json, "serve": {"port": 1} or top level), then the default.
  * A row of the command hides a shared row of that name. `_` may be written for `-` in a long name.
  * After a failure ctx may still be asked for json, and must be released.
@@ -107,10 +110,10 @@ const struct option *options_shared(void);
 int options_parse_size(const char *text, uint64_t *bytes, struct err *err);
 
 /* help.c: everything that is written from the tables. */
-void options_usage(const struct command *command, FILE *out); // one paragraph
-void options_help(const struct command *command, FILE *out);  // the whole page
-void help_overview(FILE *out);                                // lora --help
-void help_man(const struct command *command, FILE *out);      // roff; NULL: lora.1
+void options_usage(const struct command *command, FILE *out);       // one paragraph
+void options_help(const struct command *command, FILE *out);        // the whole page
+void help_overview(FILE *out);                                      // lora --help
+void help_man(const struct command *command, FILE *out);            // roff; NULL: lora.1
 int help_completion(const char *shell, FILE *out, struct err *err); // bash, zsh, fish
 
 /* Interruption: set by SIGINT and SIGTERM (main.c installs the handler for commands but serve).

@@ -3,15 +3,25 @@
  */
 #include "cmd/cmd.h"
 
-static bool man;
+static bool man, names;
 
 static const struct option options[] = {
     {.long_name = "man",
      .type = OPTION_FLAG,
      .value = &man,
      .help = "Write the man page's source instead (lora.1 without COMMAND)."},
+    {.long_name = "names", .type = OPTION_FLAG, .value = &names, .hidden = true},
     {0},
 };
+
+/* For `make man`: one command a line. */
+static void print_names(void)
+{
+    for (const struct command *const *c = cmd_table; *c; c++) {
+        if (!(*c)->hidden)
+            puts((*c)->name);
+    }
+}
 
 static int run(struct cmd_context *ctx, struct err *err)
 {
@@ -20,7 +30,9 @@ static int run(struct cmd_context *ctx, struct err *err)
         cmd_hint("`lora --help` lists the commands");
         return err_set(err, ERR_USAGE, "lora has no command '%s'", ctx->args[0]);
     }
-    if (man)
+    if (names)
+        print_names();
+    else if (man)
         help_man(command, stdout);
     else if (command)
         options_help(command, stdout);

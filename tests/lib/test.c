@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 static struct test_case *first, **last = &first;
-static int failures;         // of the test that runs
+static int failures; // of the test that runs
 static bool skipped;
 static char skip_reason[256];
 static char tmp_path[PATH_MAX];

@@ -1,8 +1,8 @@
 /*
- * test: the frame of every C test. A test is TEST(behaviour_in_words) { … }; a program is any number
- * of them and no main of its own (tests/lib/test.c has it). Output is TAP; exit 0 only if all passed.
- *   program [-l] [substring …]   lists, or runs only the tests whose name contains one of the words
- * CHECK… notes a failure and returns from the test; EXPECT… notes it and goes on.
+ * test: the frame of every C test. A test is TEST(behaviour_in_words) { … }; a program is any
+ * number of them and no main of its own (tests/lib/test.c has it). Output is TAP; exit 0 only if
+ * all passed. program [-l] [substring …]   lists, or runs only the tests whose name contains one of
+ * the words CHECK… notes a failure and returns from the test; EXPECT… notes it and goes on.
  */
 #ifndef TESTS_LIB_TEST_H
 #define TESTS_LIB_TEST_H
@@ -19,14 +19,17 @@ struct test_case {
     struct test_case *next;
 };
 void test_register(struct test_case *t);
-void test_fail(const char *file, int line, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-void test_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2))); // then return from the test
-bool test_str_equal(const char *file, int line, const char *expr, const char *got, const char *want);
+void test_fail(const char *file, int line, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+void test_skip(const char *fmt, ...)
+    __attribute__((format(printf, 1, 2))); // then return from the test
+bool test_str_equal(const char *file, int line, const char *expr, const char *got,
+                    const char *want);
 
 /* Folder of ../shared/fixtures, or NULL (the test then calls test_skip and returns). Overridden by
  * LORA_FIXTURES. tinytalk is always there: test_tinytalk() is examples/tinytalk of the checkout. */
 const char *test_fixtures(void);
-const char *test_root(void);      // the checkout: LORA_ROOT or found upward from the program
+const char *test_root(void); // the checkout: LORA_ROOT or found upward from the program
 /* A fresh folder under build/tmp, removed when the program ends. */
 const char *test_tmp(void);
 
@@ -47,8 +50,8 @@ const char *test_tmp(void);
         }                                                                                          \
     } while (0)
 
-#define CHECK(cond)  EXPECT_(cond, return, "%s", #cond)
-#define EXPECT(cond) EXPECT_(cond, , "%s", #cond)
+#define CHECK(cond)           EXPECT_(cond, return, "%s", #cond)
+#define EXPECT(cond)          EXPECT_(cond, , "%s", #cond)
 #define CHECK_MSG(cond, ...)  EXPECT_(cond, return, __VA_ARGS__)
 #define EXPECT_MSG(cond, ...) EXPECT_(cond, , __VA_ARGS__)
 #define CHECK_INT(got, want)                                                                       \
