@@ -25,7 +25,7 @@ LDFLAGS  += $(filter -fsanitize%,$(CFLAGS)) -Wl,--as-needed
 LIBCORE := \
   $(addprefix libcore/base/,arena digest err file log strbuf sys thread) \
   $(addprefix libcore/tensor/,dtype tensor) \
-  $(addprefix libcore/adapter/,) \
+  $(addprefix libcore/adapter/,adapter content_id) \
   $(addprefix libcore/format/,checkpoint generation_config hub safetensors safetensors_header safetensors_writer) \
   $(addprefix libcore/text/,) \
   $(addprefix libcore/model/,arch_gemma arch_llama arch_mixtral arch_phi arch_qwen config config_rope \

@@ -54,6 +54,8 @@ struct adapter_module {
     struct tensor lora_bias; // [out]
     struct tensor bias;      // [out], replaces the base's bias
     struct tensor full;      // replaces the base's weight (may have more rows: added tokens)
+    bool full_is_base;       // full is the base's own weight as the trainer had it (PEFT saves the
+                             // base_layer of a targeted embedding); dropped when it equals the base
     struct tensor rows;      // [n_rows, dim], replace rows row_ids of the weight
     const uint32_t *row_ids; // ascending, distinct
     uint32_t n_rows;
@@ -73,6 +75,7 @@ struct adapter {
     unsigned kinds;                 // enum adapter_kind bits
     uint32_t max_rank, min_rank;    // over modules with rank > 0
     uint64_t n_parameters;          // values in all tensors
+    bool ensure_weight_tying;       // in a tied base, lm_head follows the embedding's adapter
     struct adapter_module *modules; // sorted by name, then parameter
     size_t n_modules;
     struct adapter_tensor *tensors; // sorted by name
@@ -96,7 +99,14 @@ const struct adapter_module *adapter_find(const struct adapter *a, const char *n
 /* Sorts modules and tensors, sets kinds, ranks and n_parameters. Readers call it last. */
 void adapter_finish(struct adapter *a);
 
-/* "LoRA r=16", "DoRA r=8 + lm_head": for people. Into buf, which is returned. */
+/* The kinds of one module. */
+unsigned adapter_module_kinds(const struct adapter_module *m);
+
+/* Adds a line to a->warnings. 0 or ERR_NO_MEMORY. */
+int adapter_warn(struct adapter *a, struct err *err, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* "LoRA", "DoRA + lm_head": for people. Into buf (64 bytes hold every usual one), returned. */
 const char *adapter_kinds_text(unsigned kinds, char *buf, size_t n);
 
 #endif
