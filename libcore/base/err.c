@@ -54,10 +54,17 @@ int err_setv(struct err *err, int code, const char *fmt, va_list args)
 {
     if (!err)
         return code;
+    char msg[ERR_MSG_BYTES] = ""; // an argument may be err->msg itself
+    int n = vsnprintf(msg, sizeof msg, fmt, args);
+    if (n >= (int)sizeof msg)
+        mark_truncated(msg);
+    // A message is one line, whatever a name in it holds.
+    for (char *p = msg; *p; p++) {
+        if ((unsigned char)*p < 0x20 || *p == 0x7F)
+            *p = ' ';
+    }
     err->code = code;
-    int n = vsnprintf(err->msg, sizeof err->msg, fmt, args);
-    if (n >= (int)sizeof err->msg)
-        mark_truncated(err->msg);
+    memcpy(err->msg, msg, sizeof msg);
     return code;
 }
 
@@ -101,13 +108,12 @@ int err_prefix(struct err *err, const char *fmt, ...)
 {
     if (!err)
         return ERR_FAIL;
-    char prefix[ERR_MSG_BYTES], old[ERR_MSG_BYTES];
+    char prefix[ERR_MSG_BYTES];
     va_list args;
     va_start(args, fmt);
     vsnprintf(prefix, sizeof prefix, fmt, args);
     va_end(args);
-    memcpy(old, err->msg, sizeof old);
-    return err_set(err, err->code, "%s: %s", prefix, old);
+    return err_set(err, err->code, "%s: %s", prefix, err->msg);
 }
 
 void err_clear(struct err *err)

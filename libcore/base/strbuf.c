@@ -51,6 +51,10 @@ static bool reserve(struct strbuf *sb, size_t n)
         sb->failed = sb->too_long = true;
         return false;
     }
+    if (n >= SIZE_MAX / 2 - sb->len) {
+        sb->failed = true;
+        return false;
+    }
     size_t need = sb->len + n + 1;
     if (need <= sb->cap)
         return true;
@@ -111,6 +115,8 @@ void strbuf_add_utf8(struct strbuf *sb, uint32_t c)
 {
     char b[4];
     size_t n = 0;
+    if (c > 0x10FFFF || (c >= 0xD800 && c <= 0xDFFF))
+        c = 0xFFFD;
     if (c < 0x80) {
         b[n++] = (char)c;
     } else if (c < 0x800) {
@@ -157,7 +163,7 @@ static size_t utf8_length(const unsigned char *s, size_t n)
     return len;
 }
 
-static void add_json_ascii(struct strbuf *sb, unsigned char c)
+static void add_json_escape(struct strbuf *sb, unsigned char c)
 {
     static const char short_escapes[] = "\b\t\n\f\r\"\\";
     static const char letters[] = "btnfr\"\\";
@@ -165,11 +171,19 @@ static void add_json_ascii(struct strbuf *sb, unsigned char c)
     if (at) {
         strbuf_addc(sb, '\\');
         strbuf_addc(sb, letters[at - short_escapes]);
-    } else if (c < 0x20 || c == 0x7F) {
-        strbuf_addf(sb, "\\u%04x", c);
     } else {
-        strbuf_addc(sb, (char)c);
+        strbuf_addf(sb, "\\u%04x", c);
     }
+}
+
+/* How many bytes from s on stand in JSON as they are, ASCII only: most of most texts, added at
+ * once. */
+static size_t plain_run(const unsigned char *s, size_t n)
+{
+    size_t i = 0;
+    while (i < n && s[i] >= 0x20 && s[i] < 0x7F && s[i] != '"' && s[i] != '\\')
+        i++;
+    return i;
 }
 
 void strbuf_add_json(struct strbuf *sb, const char *text, size_t n)
@@ -177,9 +191,14 @@ void strbuf_add_json(struct strbuf *sb, const char *text, size_t n)
     const unsigned char *s = (const unsigned char *)text;
     strbuf_addc(sb, '"');
     for (size_t i = 0; i < n;) {
+        size_t plain = plain_run(s + i, n - i);
+        strbuf_add(sb, s + i, plain);
+        i += plain;
+        if (i == n)
+            break;
         size_t len = utf8_length(s + i, n - i);
         if (len == 1)
-            add_json_ascii(sb, s[i]);
+            add_json_escape(sb, s[i]);
         else if (len)
             strbuf_add(sb, s + i, len);
         else

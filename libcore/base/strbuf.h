@@ -30,12 +30,13 @@ const char *strbuf_text(const struct strbuf *sb);
 char *strbuf_take(struct strbuf *sb, size_t *len);
 
 void strbuf_reset(struct strbuf *sb); // empties it and keeps the memory
+/* What is added must not lie in the buffer itself. */
 void strbuf_add(struct strbuf *sb, const void *bytes, size_t n);
 void strbuf_adds(struct strbuf *sb, const char *text);
 void strbuf_addc(struct strbuf *sb, char c);
 void strbuf_addf(struct strbuf *sb, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void strbuf_addv(struct strbuf *sb, const char *fmt, va_list args);
-void strbuf_add_utf8(struct strbuf *sb, uint32_t code_point);
+void strbuf_add_utf8(struct strbuf *sb, uint32_t code_point); // what is none becomes U+FFFD
 void strbuf_truncate(struct strbuf *sb, size_t len);
 
 /* Appends `text` as a JSON string with its quotes; invalid UTF-8 becomes U+FFFD. */

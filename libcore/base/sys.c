@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -44,8 +45,8 @@ static void read_environment(void)
     const char *text = getenv("LORA_FAULT");
     char verb[8], class_name[8] = "";
     unsigned long long n;
+    int unread = STATE_UNREAD;
     if (!text || sscanf(text, "%7[a-z]:%llu:%7s", verb, &n, class_name) < 2) {
-        int unread = STATE_UNREAD;
         atomic_compare_exchange_strong(&state, &unread, STATE_OFF);
         return;
     }
@@ -61,7 +62,9 @@ bool sys_fault_point(unsigned class_bit)
     if (now == STATE_OFF)
         return false;
     if (now == STATE_UNREAD) {
-        read_environment();
+        // Once: two threads that both armed it would count from 1 twice.
+        static pthread_once_t once = PTHREAD_ONCE_INIT;
+        pthread_once(&once, read_environment);
         if (atomic_load(&state) == STATE_OFF)
             return false;
     }
@@ -83,32 +86,42 @@ static bool file_fault(void)
     return true;
 }
 
+static bool mem_fault(void)
+{
+    if (!sys_fault_point(SYS_FAULT_MEM))
+        return false;
+    errno = ENOMEM;
+    return true;
+}
+
 void *sys_malloc(size_t n)
 {
-    return sys_fault_point(SYS_FAULT_MEM) ? NULL : malloc(n ? n : 1);
+    return mem_fault() ? NULL : malloc(n ? n : 1);
 }
 
 void *sys_calloc(size_t n, size_t size)
 {
-    return sys_fault_point(SYS_FAULT_MEM) ? NULL : calloc(n ? n : 1, size ? size : 1);
+    return mem_fault() ? NULL : calloc(n ? n : 1, size ? size : 1);
 }
 
 void *sys_realloc(void *p, size_t n)
 {
-    return sys_fault_point(SYS_FAULT_MEM) ? NULL : realloc(p, n ? n : 1);
+    return mem_fault() ? NULL : realloc(p, n ? n : 1);
 }
 
 void *sys_reallocarray(void *p, size_t n, size_t size)
 {
     size_t total;
-    if (__builtin_mul_overflow(n, size, &total))
+    if (__builtin_mul_overflow(n, size, &total)) {
+        errno = ENOMEM;
         return NULL;
+    }
     return sys_realloc(p, total);
 }
 
 void *sys_aligned_alloc(size_t alignment, size_t n)
 {
-    if (sys_fault_point(SYS_FAULT_MEM))
+    if (mem_fault())
         return NULL;
     void *p = NULL;
     return posix_memalign(&p, alignment, n ? n : 1) == 0 ? p : NULL;
@@ -208,9 +221,24 @@ int sys_rename(const char *from, const char *to)
     FILE_CALL(int, rename(from, to));
 }
 
+/* Where the file system has no RENAME_NOREPLACE (NFS and some others) a look comes before the
+ * rename: then two that rename to one name at the same moment are not told apart. */
+static int rename_noreplace(const char *from, const char *to)
+{
+    int rc = renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE);
+    if (rc == 0 || (errno != EINVAL && errno != ENOSYS))
+        return rc;
+    struct stat st;
+    if (lstat(to, &st) == 0) {
+        errno = EEXIST;
+        return -1;
+    }
+    return rename(from, to);
+}
+
 int sys_rename_noreplace(const char *from, const char *to)
 {
-    FILE_CALL(int, renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE));
+    FILE_CALL(int, rename_noreplace(from, to));
 }
 
 int sys_link(const char *from, const char *to)

@@ -13,6 +13,7 @@ static int failures; // of the test that runs
 static bool skipped;
 static char skip_reason[256];
 static char tmp_path[PATH_MAX];
+static pid_t tmp_owner;
 
 void test_register(struct test_case *t)
 {
@@ -82,8 +83,17 @@ const char *test_fixtures(void)
     return access(path, R_OK) == 0 ? path : NULL;
 }
 
+const char *test_tinytalk(void)
+{
+    static char path[PATH_MAX + 64];
+    snprintf(path, sizeof path, "%s/examples/tinytalk", test_root());
+    return path;
+}
+
 static void remove_tmp(void)
 {
+    if (getpid() != tmp_owner)
+        return; // a forked child that calls exit()
     char command[2 * PATH_MAX + 64];
     snprintf(command, sizeof command, "chmod -R u+w '%s' 2>/dev/null; rm -rf '%s'", tmp_path,
              tmp_path);
@@ -99,6 +109,7 @@ const char *test_tmp(void)
     snprintf(tmp_path, sizeof tmp_path, "%s/lora-test.XXXXXX", base ? base : "/tmp");
     if (!mkdtemp(tmp_path))
         abort();
+    tmp_owner = getpid();
     atexit(remove_tmp);
     return tmp_path;
 }

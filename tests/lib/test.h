@@ -29,6 +29,7 @@ bool test_str_equal(const char *file, int line, const char *expr, const char *go
 /* Folder of ../shared/fixtures, or NULL (the test then calls test_skip and returns). Overridden by
  * LORA_FIXTURES. tinytalk is always there: test_tinytalk() is examples/tinytalk of the checkout. */
 const char *test_fixtures(void);
+const char *test_tinytalk(void);
 const char *test_root(void); // the checkout: LORA_ROOT or found upward from the program
 /* A fresh folder under build/tmp, removed when the program ends. */
 const char *test_tmp(void);
