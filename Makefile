@@ -37,7 +37,8 @@ KERNELS := \
   $(addprefix kernels/cpu/,) \
   $(addprefix kernels/cpu/isa/,)
 STORE := \
-  $(addprefix store/,)
+  $(addprefix store/,blob index index_query index_vfs lease lock manifest manifest_adapter \
+    names publish refs schema store)
 CMD := \
   $(addprefix cmd/,main cmd options options_value help help_man progress table) \
   $(addprefix cmd/cmd_,env completion version help) \

@@ -211,6 +211,12 @@ int sys_fsync(int fd)
     FILE_CALL(int, fsync(fd));
 }
 
+void sys_start_writeback(int fd, off_t offset, off_t n)
+{
+    if (sync_file_range(fd, offset, n, SYNC_FILE_RANGE_WRITE) != 0)
+        return; // not every file system has it; the sync that follows does the work
+}
+
 int sys_fdatasync(int fd)
 {
     FILE_CALL(int, fdatasync(fd));

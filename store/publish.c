@@ -1,0 +1,151 @@
+#include "store/publish.h"
+
+#include <string.h>
+
+#include "libcore/base/thread.h"
+#include "store/blob.h"
+#include "store/refs.h"
+
+int publish_check_name(struct store *s, const char *name, const char *tag, const char *id,
+                       bool force, enum publish_state *state, struct err *err)
+{
+    char old[STORE_ID_CHARS + 1];
+    int rc = index_get_ref(s->index, name, tag, old, err);
+    if (rc && rc != ERR_NOT_FOUND)
+        return rc;
+    err_clear(err);
+    if (strcmp(old, id) == 0) {
+        *state = PUBLISH_SAME;
+        return 0;
+    }
+    if (!old[0]) {
+        *state = PUBLISH_NAMED;
+        return 0;
+    }
+    if (!force)
+        return err_set(err, ERR_EXISTS, "%s:%s: is in use for %.12s, wanted to name %.12s", name,
+                       tag, old, id);
+    *state = PUBLISH_REPLACED;
+    return 0;
+}
+
+static int publish_content(struct store *s, const struct publish *p, struct err *err)
+{
+    int rc = 0;
+    for (size_t i = 0; !rc && i < p->n_files; i++) {
+        if (p->files[i].tmp)
+            rc = blob_publish(s, p->files[i].tmp, p->files[i].digest, err);
+    }
+    return rc ? rc : manifest_write(s, p->id, p->manifest, err);
+}
+
+static bool files_are_there(struct store *s, const json_t *manifest)
+{
+    for (size_t i = 0; i < manifest_n_files(manifest); i++) {
+        struct manifest_file f;
+        if (manifest_file_at(manifest, i, &f, NULL) != 0)
+            return false;
+        bool in_store = f.mtime_ns == 0;
+        if (in_store && blob_check(s, f.digest, f.size, BLOB_CHECK_SIZE, NULL) != 0)
+            return false;
+    }
+    return true;
+}
+
+static const char *base_of(const json_t *manifest)
+{
+    const char *id =
+        json_string_value(json_object_get(json_object_get(manifest, "base"), "fingerprint"));
+    return id ? id : "";
+}
+
+/* What the store has of the id already: *old is its manifest when it is whole, else NULL. */
+static int find_old(struct store *s, const struct publish *p, json_t **old, struct err *err)
+{
+    struct store_entry e;
+    *old = NULL;
+    int rc = store_get(s, p->id, &e, err);
+    if (rc) {
+        if (rc == ERR_NOT_FOUND)
+            err_clear(err);
+        return rc == ERR_NOT_FOUND ? 0 : rc;
+    }
+    store_entry_release(&e);
+    if (p->rewrite || manifest_read(s, p->id, old, NULL) != 0)
+        return 0;
+    if (!files_are_there(s, *old)) {
+        json_decref(*old);
+        *old = NULL;
+        return 0;
+    }
+    const char *was = base_of(*old), *now = base_of(p->manifest);
+    if (*was && *now && strcmp(was, now) != 0)
+        return err_set(err, ERR_REFUSED, "%s: is recorded for base %.12s, wanted base %.12s",
+                       p->name, was, now);
+    return 0;
+}
+
+/* Records the base of content that was imported before its base was known. */
+static int record_base(struct store *s, const struct publish *p, json_t *old, struct err *err)
+{
+    json_t *base = json_object_get(old, "base");
+    if (json_object_set_new(base, "fingerprint", json_string(base_of(p->manifest))) != 0)
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory", p->name);
+    return manifest_write(s, p->id, old, err);
+}
+
+/* Files first; *indexed is the manifest that the index is to have, NULL when it has it. */
+static int publish_files(struct store *s, const struct publish *p, json_t *old,
+                         const json_t **indexed, struct err *err)
+{
+    *indexed = NULL;
+    if (!old) {
+        *indexed = p->manifest;
+        return publish_content(s, p, err);
+    }
+    if (*base_of(old) || !*base_of(p->manifest))
+        return 0;
+    *indexed = old;
+    return record_base(s, p, old, err);
+}
+
+static int publish_locked(struct store *s, const struct publish *p, enum publish_state *state,
+                          struct err *err)
+{
+    json_t *old = NULL;
+    const json_t *indexed = NULL;
+    int rc = publish_check_name(s, p->name, p->tag, p->id, p->force, state, err);
+    if (!rc)
+        rc = find_old(s, p, &old, err);
+    if (!rc && *state == PUBLISH_NAMED && !old)
+        *state = PUBLISH_ADDED;
+    if (!rc)
+        rc = publish_files(s, p, old, &indexed, err);
+    bool new_name = *state != PUBLISH_SAME;
+    if (rc || (!new_name && !indexed)) {
+        json_decref(old);
+        return rc;
+    }
+    rc = index_begin(s->index, err);
+    if (!rc && new_name)
+        rc = refs_write(s, p->name, p->tag, p->id, "import", err);
+    if (!rc && indexed)
+        rc = manifest_index(s, indexed, err);
+    if (!rc && new_name)
+        rc = index_put_ref(s->index, p->name, p->tag, p->id, thread_unix_ns() / 1000000000u, err);
+    if (!rc)
+        rc = index_commit(s->index, err);
+    index_rollback(s->index);
+    json_decref(old);
+    return rc;
+}
+
+int publish(struct store *s, const struct publish *p, enum publish_state *state, struct err *err)
+{
+    int rc = store_lock(s, "import", err);
+    if (rc)
+        return rc;
+    rc = publish_locked(s, p, state, err);
+    store_unlock(s);
+    return rc;
+}

@@ -1,0 +1,42 @@
+/*
+ * publish: the moment at which something becomes part of the store.
+ * Under the store's lock, in this order: blobs renamed into place and their folders synced, the
+ * manifest, the ref file, the index. What a kill leaves before the index's commit is reclaimable.
+ */
+#ifndef STORE_PUBLISH_H
+#define STORE_PUBLISH_H
+
+#include "store/manifest.h"
+
+struct publish_file {
+    char *tmp; // in a work folder, finished; NULL: nothing to move
+    char digest[STORE_ID_CHARS + 1];
+};
+
+enum publish_state {
+    PUBLISH_ADDED,    // new content
+    PUBLISH_NAMED,    // known content, a new name for it
+    PUBLISH_REPLACED, // the name pointed elsewhere before (force)
+    PUBLISH_SAME,     // known content under that name already: nothing changed
+};
+
+struct publish {
+    const char *id;
+    const json_t *manifest; // with its files; used when the store lacks the id, or `rewrite`
+    const struct publish_file *files;
+    size_t n_files;
+    const char *name, *tag;
+    bool force;   // a name in use is taken; what it named stays in its history
+    bool rewrite; // the id is there, but a blob of it is spoiled: put this in its place
+};
+
+/* ERR_EXISTS: the name is in use for other content and !force; nothing was changed then.
+ * When the id is there without a base and this manifest has one, the base is recorded; ERR_REFUSED
+ * when it was recorded for another base. */
+int publish(struct store *s, const struct publish *p, enum publish_state *state, struct err *err);
+
+/* What publish() would say of the name; needs no lock when only asked for a plan. */
+int publish_check_name(struct store *s, const char *name, const char *tag, const char *id,
+                       bool force, enum publish_state *state, struct err *err);
+
+#endif

@@ -1,0 +1,28 @@
+#include "store/index_impl.h"
+
+/*
+ * The index as SQL, one string a schema version; index.c runs those that a database lacks, each in
+ * a transaction of its own. Never edit one that was released: add the next. All of it can be made
+ * again from manifests and refs, so a change may also drop and rebuild.
+ */
+const char *const schema_migrations[] = {
+    // 1
+    "CREATE TABLE object("
+    " id TEXT PRIMARY KEY, kind INTEGER NOT NULL, base_id TEXT NOT NULL, base_name TEXT NOT NULL,"
+    " format TEXT NOT NULL, arch TEXT NOT NULL, path TEXT NOT NULL, dtype TEXT NOT NULL,"
+    " targets TEXT NOT NULL, kinds INTEGER NOT NULL, min_rank INTEGER NOT NULL,"
+    " max_rank INTEGER NOT NULL, n_layers INTEGER NOT NULL, n_modules INTEGER NOT NULL,"
+    " n_parameters INTEGER NOT NULL, disk_bytes INTEGER NOT NULL, host_bytes INTEGER NOT NULL,"
+    " device_bytes INTEGER NOT NULL, created INTEGER NOT NULL) WITHOUT ROWID;"
+    "CREATE INDEX object_base ON object(base_id);"
+    // digest is '' for files of a base by reference that were not hashed.
+    "CREATE TABLE file("
+    " object TEXT NOT NULL, path TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL,"
+    " PRIMARY KEY(object, path)) WITHOUT ROWID;"
+    "CREATE INDEX file_digest ON file(digest);"
+    "CREATE TABLE ref("
+    " name TEXT NOT NULL, tag TEXT NOT NULL, object TEXT NOT NULL, time INTEGER NOT NULL,"
+    " PRIMARY KEY(name, tag)) WITHOUT ROWID;"
+    "CREATE INDEX ref_object ON ref(object);",
+    NULL,
+};
