@@ -28,6 +28,8 @@ $(B)/tests/fuzz/%: tests/fuzz/%.c $(B)/tests/lib/fuzz_main.o $(A_CMD) $(A_STORE)
 	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(LDFLAGS) -rdynamic -o $@ $< $(B)/tests/lib/fuzz_main.o $(A_CMD) $(A_STORE) \
 	  $(A_KERNELS) $(A_LIBCORE) $(LIBS_CMD) $(LIBS_STORE) $(LIBS_KERNELS) $(LIBS_LIBCORE)
 
+.SECONDARY: $(B)/tests/lib/fuzz_main.o
+
 .PHONY: check check-all check-headers check-layers check-format check-gpu check-install tier tier-build fuzz
 
 check: ## the quick tests: CPU, a few minutes, the last line counts them
@@ -37,11 +39,11 @@ check: ## the quick tests: CPU, a few minutes, the last line counts them
 # One tier of this VARIANT: build, then run. TIER: check, asan, tsan, all, gpu.
 tier:
 	@+$(MAKE) --no-print-directory $(PARALLEL) tier-build TIER=$(TIER)
-	@$(RUN) $(TEST_FLAGS) $(call shell_tests,$(TIER)) $(call c_tests,$(TIER)) $(if $(filter all,$(TIER)),$(FUZZ))
+	@$(RUN) $(TEST_FLAGS) $(call shell_tests,$(TIER)) $(call c_tests,$(TIER)) $(if $(filter all asan,$(TIER)),$(FUZZ))
 
 # build/lora stays the release program while other variants are tested.
 tier-build: $(if $(filter tier-build,$(MAKECMDGOALS)),$(TEST_TOOLS) $(call c_tests,$(TIER)) \
-  $(if $(filter all,$(TIER)),$(FUZZ))) $(if $(filter release,$(VARIANT)),all,$(B)/lora)
+  $(if $(filter all asan,$(TIER)),$(FUZZ))) $(if $(filter release,$(VARIANT)),all,$(B)/lora)
 
 check-all: ## check, then sanitizers, faults, fuzz corpus, clients, installation, CUDA compiles and links
 	@make/deps.sh all
@@ -78,4 +80,4 @@ $(VENV)/.done: tests/clients/requirements.txt
 .PHONY: check-clients
 check-clients: ## real clients against the server (Python; needs the package index once)
 	@+$(MAKE) --no-print-directory $(PARALLEL) all $(TEST_TOOLS) $(VENV)/.done
-	@LORA_PYTHON=$(VENV)/bin/python $(RUN) $(CLIENT_TESTS)
+	@LORA_PYTHON=$(VENV)/bin/python $(RUN) $(TEST_FLAGS) $(CLIENT_TESTS)

@@ -89,10 +89,10 @@ mkdir -p "$logs"
 export LORA_ROOT=${LORA_ROOT:-$PWD}
 export LORA_TEST_TMP=${LORA_TEST_TMP:-$PWD/build/tmp}
 mkdir -p "$LORA_TEST_TMP"
-# A sanitizer's finding must end the program, in a way that is seen.
-export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:abort_on_error=0:exitcode=99}
+# A sanitizer's finding ends the program with a status of its own; memory that is not there is NULL, as without it.
+export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:exitcode=99:allocator_may_return_null=1}
 export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
-export TSAN_OPTIONS=${TSAN_OPTIONS:-halt_on_error=1:exitcode=99}
+export TSAN_OPTIONS=${TSAN_OPTIONS:-halt_on_error=1:exitcode=99:allocator_may_return_null=1}
 [ $# -eq 0 ] || printf '%s\0' "$@" | xargs -0 -n 1 -P "$jobs" "$0" --jobs 1 --timeout "$timeout" --one
 
 read -r passed failed skipped < <(cat "$logs"/*.count 2>/dev/null |

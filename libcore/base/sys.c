@@ -101,6 +101,11 @@ void *sys_malloc(size_t n)
 
 void *sys_calloc(size_t n, size_t size)
 {
+    size_t total; // calloc checks it too, but a sanitizer's calloc ends the program
+    if (__builtin_mul_overflow(n, size, &total)) {
+        errno = ENOMEM;
+        return NULL;
+    }
     return mem_fault() ? NULL : calloc(n ? n : 1, size ? size : 1);
 }
 
