@@ -42,7 +42,7 @@ STORE := \
 CMD := \
   $(addprefix cmd/,main cmd options options_value help help_man progress table) \
   $(addprefix cmd/cmd_,env completion version help) \
-  $(addprefix cmd/serve/,)
+  $(addprefix cmd/serve/,answer auth fields http params)
 
 LIBS_LIBCORE := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread
 LIBS_STORE   := -lsqlite3 -larchive -lzstd $(if $(filter 1,$(CURL)),-lcurl)
