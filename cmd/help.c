@@ -74,6 +74,9 @@ const char *option_full_help(const struct option *row, char *buf, size_t n)
         len += (size_t)snprintf(buf + len, n - len, " One of %s.", row->choices);
     const char *text = option_value_text(row, value, sizeof value);
     bool shown = row->type != OPTION_FLAG && !row->secret && *text && strcmp(text, "0") != 0;
+    // `lora help X` has parsed the shared rows already: what they hold is no default any more.
+    for (const struct option *r = options_shared(); !option_is_end(r); r++)
+        shown = shown && r != row;
     if (shown && len < n)
         len += (size_t)snprintf(buf + len, n - len, " Default: %s.", text);
     if (row->aliases && len < n)

@@ -48,7 +48,7 @@ static const struct option shared_rows[] = {
      .value_name = "HOW",
      .choices = "auto,plain,none",
      .env = "LORA_PROGRESS",
-     .help = "A bar on a terminal (auto), a line every few seconds (plain), or none."},
+     .help = "A bar on a terminal (auto, the default), a line every few seconds (plain), or none."},
     {.long_name = "log-level",
      .type = OPTION_STRING,
      .value = &shared.log_level,
@@ -62,7 +62,7 @@ static const struct option shared_rows[] = {
      .value_name = "FORMAT",
      .choices = "text,json",
      .env = "LORA_LOG_FORMAT",
-     .help = "How a log line is written."},
+     .help = "How a log line is written; text is the default."},
     {.long_name = "help",
      .short_name = 'h',
      .type = OPTION_FLAG,
@@ -317,38 +317,42 @@ static int read_environment(struct cmd_private *priv, struct err *err)
 
 // ---- config file --------------------------------------------------------------------------------
 
-/* $VARIABLE/lora or ~/FALLBACK/lora; NULL when neither is known. XDG: a relative path is ignored.
- */
-static char *xdg_folder(const char *variable, const char *fallback)
+/* $VARIABLE/lora or ~/FALLBACK/lora, to free; NULL when neither is known. XDG: a relative path is
+ * ignored. */
+static int xdg_folder(const char *variable, const char *fallback, char **out, struct err *err)
 {
-    const char *set = getenv(variable);
-    if (set && set[0] == '/')
-        return file_join(set, "lora");
-    const char *home = getenv("HOME");
-    if (!home || home[0] != '/') {
-        const struct passwd *user = getpwuid(getuid());
-        home = user ? user->pw_dir : NULL;
+    *out = NULL;
+    const char *base = getenv(variable);
+    char *in_home = NULL;
+    if (!base || base[0] != '/') {
+        const char *home = getenv("HOME");
+        if (!home || home[0] != '/') {
+            const struct passwd *user = getpwuid(getuid());
+            home = user ? user->pw_dir : NULL;
+        }
+        if (!home)
+            return 0;
+        base = in_home = file_join(home, fallback);
     }
-    if (!home)
-        return NULL;
-    char *base = file_join(home, fallback);
-    char *folder = base ? file_join(base, "lora") : NULL;
-    sys_free(base);
-    return folder;
+    if (base)
+        *out = file_join(base, "lora");
+    sys_free(in_home);
+    return *out ? 0 : err_set(err, ERR_NO_MEMORY, "no memory for options");
 }
 
 static int load_config(struct cmd_private *priv, struct err *err)
 {
-    char *folder = xdg_folder("XDG_CONFIG_HOME", ".config");
-    if (!folder)
-        return 0;
+    char *folder;
+    int rc = xdg_folder("XDG_CONFIG_HOME", ".config", &folder, err);
+    if (rc || !folder)
+        return rc;
     priv->config_path = file_join(folder, "config.json");
     sys_free(folder);
     if (!priv->config_path)
         return err_set(err, ERR_NO_MEMORY, "no memory for options");
     char *text;
     size_t n;
-    int rc = file_read(priv->config_path, LIMIT_CONFIG_BYTES, &text, &n, err);
+    rc = file_read(priv->config_path, LIMIT_CONFIG_BYTES, &text, &n, err);
     if (rc == ERR_NOT_FOUND)
         return 0;
     if (rc)
@@ -409,20 +413,21 @@ static bool known_anywhere(const char *key)
     return false;
 }
 
-/* Keys of the command's own section are all its options; a top-level key may be another command's.
- */
-static int apply_config(struct cmd_private *priv, json_t *object, const char *section,
-                        struct err *err)
+/* `section`: keys of the command's own section, all of them its options. Else the top level, where
+ * a key may be any command's option or section. */
+static int apply_config(struct cmd_private *priv, const struct command *command, json_t *object,
+                        bool section, struct err *err)
 {
     const char *key;
     json_t *value;
     json_object_foreach(object, key, value)
     {
         char where[512];
-        snprintf(where, sizeof where, "%s: %s%s%s", priv->config_path, section ? section : "",
+        snprintf(where, sizeof where, "%s: %s%s%s", priv->config_path, section ? command->name : "",
                  section ? "." : "", key);
         struct row_state *state = find_long(priv, key, strlen(key));
-        bool known = state != NULL || (!section && known_anywhere(key));
+        bool known =
+            state != NULL || (!section && (strcmp(key, command->name) == 0 || known_anywhere(key)));
         if (!known)
             return err_set(err, ERR_USAGE, "%s: no option has this name", where);
         if (!state || state->origin || (!section && json_is_object(value)))
@@ -441,8 +446,8 @@ static int read_config(struct cmd_private *priv, const struct command *command, 
         return rc;
     json_t *section = json_object_get(priv->config, command->name);
     if (json_is_object(section))
-        rc = apply_config(priv, section, command->name, err);
-    return rc ? rc : apply_config(priv, priv->config, NULL, err);
+        rc = apply_config(priv, command, section, true, err);
+    return rc ? rc : apply_config(priv, command, priv->config, false, err);
 }
 
 const char *options_config_path(const struct cmd_context *ctx)
@@ -461,13 +466,16 @@ static int resolve_store(struct cmd_context *ctx, struct err *err)
     }
     if (ctx->store_path_from)
         return *ctx->store_path ? 0 : err_set(err, ERR_USAGE, "--store: wanted a folder, got ''");
-    char *folder = xdg_folder("XDG_DATA_HOME", ".local/share");
-    ctx->store_path = folder ? arena_strdup(&ctx->priv->arena, folder) : NULL;
+    char *folder;
+    int rc = xdg_folder("XDG_DATA_HOME", ".local/share", &folder, err);
+    if (rc)
+        return rc;
+    if (!folder)
+        return err_set(err, ERR_USAGE, "where is the store? Give --store, LORA_STORE or HOME");
+    ctx->store_path = arena_strdup(&ctx->priv->arena, folder);
     ctx->store_path_from = ORIGIN_DEFAULT;
     sys_free(folder);
-    if (!ctx->store_path)
-        return err_set(err, ERR_USAGE, "where is the store? Give --store, LORA_STORE or HOME");
-    return 0;
+    return ctx->store_path ? 0 : err_set(err, ERR_NO_MEMORY, "no memory for options");
 }
 
 static void apply_log_options(void)

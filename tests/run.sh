@@ -52,7 +52,7 @@ run_one() {
     *) command=("./$file") ;;
     esac
     SECONDS=0
-    timeout -k 10 "$timeout" "${command[@]}" >"$log" 2>&1 </dev/null
+    { timeout -k 10 "$timeout" "${command[@]}" >"$log" 2>&1 </dev/null; } 2>/dev/null
     status=$?
     seconds=$SECONDS
     read -r passed failed skipped complaint < <(count "$log")
