@@ -12,6 +12,12 @@ enum {
     LIMIT_CONFIG_BYTES = 32 << 20,
     // tokenizer.json: gemma3's is 33 MB.
     LIMIT_TOKENIZER_BYTES = 256 << 20,
+    // ids and merges of a vocabulary: the largest known has 262,145; ids index plain arrays.
+    LIMIT_VOCABULARY = 8 << 20,
+    // text for one encode: offsets in it are 32 bits, and normalizers may make it grow.
+    LIMIT_TEXT_BYTES = 256 << 20,
+    // a regular expression of a tokenizer; the longest published one has 700 bytes.
+    LIMIT_PATTERN_BYTES = 64 << 10,
     LIMIT_JSON_DEPTH = 64,
     LIMIT_TENSOR_DIMS = 8,
     // SPEC: ranks 1…1024.
