@@ -37,8 +37,11 @@ int peft_matcher_alpha(struct peft_matcher *m, const char *key, double *alpha, c
  * output embedding). *yes is false when target_modules is null. */
 int peft_matcher_targets(struct peft_matcher *m, const char *module, bool is_linear, bool *yes,
                          struct err *err);
-/* Whether modules_to_save covers the module. */
-bool peft_matcher_saves(const struct peft_matcher *m, const char *module);
+/* Whether modules_to_save makes PEFT keep a whole copy of the module, or of one around it: there an
+ * entry is a mere ending ("norm" means "input_layernorm" too), unlike in the rule that keeps LoRA
+ * away from such modules, which peft_matcher_saves() is. */
+bool peft_matcher_wraps(const struct peft_matcher *m, const char *module);
+bool peft_matcher_saves(struct peft_matcher *m, const char *module);
 /* Whether target_parameters names the parameter ("model.layers.0.mlp.experts.gate_up_proj"). */
 bool peft_matcher_targets_parameter(const struct peft_matcher *m, const char *key);
 
