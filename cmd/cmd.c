@@ -5,11 +5,15 @@
 
 #include "cmd/cmd_impl.h"
 
-// One line a command, in the order of --help.
-extern const struct command command_env, command_completion, command_version, command_help;
+#define COMMAND(name) extern const struct command command_##name;
+#include "cmd/commands.inc"
+#undef COMMAND
 
 const struct command *const cmd_table[] = {
-    &command_env, &command_completion, &command_version, &command_help, NULL,
+#define COMMAND(name) &command_##name,
+#include "cmd/commands.inc"
+#undef COMMAND
+    NULL,
 };
 
 const struct command *cmd_find(const char *name)

@@ -82,7 +82,7 @@ struct command {
 };
 
 /* cmd.c: the table of all commands, NULL-ended, in the order of --help. A command `x` is
- * `const struct command command_x` of cmd_x.c and one line in cmd.c. */
+ * `const struct command command_x` of cmd_x.c and one line in commands.inc. */
 extern const struct command *const cmd_table[];
 const struct command *cmd_find(const char *name); // by name or alias; NULL
 const char *cmd_version(void);                    // "0.1.0"

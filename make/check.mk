@@ -44,6 +44,7 @@ tier:
 # build/lora stays the release program while other variants are tested.
 tier-build: $(if $(filter tier-build,$(MAKECMDGOALS)),$(TEST_TOOLS) $(call c_tests,$(TIER)) \
   $(if $(filter all asan,$(TIER)),$(FUZZ))) $(if $(filter release,$(VARIANT)),all,$(B)/lora)
+	@:
 
 check-all: ## check, then sanitizers, faults, fuzz corpus, clients, installation, CUDA compiles and links
 	@make/deps.sh all

@@ -40,7 +40,8 @@ find "${folders[@]}" -type f \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 
         n = split("assert complex ctype dirent dlfcn errno fcntl fenv float getopt glob inttypes libgen limits locale " \
                   "math netdb poll pthread pty pwd regex sched semaphore setjmp signal stdalign stdarg stdatomic " \
                   "stdbool stddef stdint stdio stdlib stdnoreturn string strings syslog tgmath time unistd wchar " \
-                  "wctype immintrin cpuid execinfo malloc spawn termios ucontext", system_names, " ")
+                  "wctype immintrin cpuid execinfo malloc spawn termios ucontext fnmatch ftw grp iconv " \
+                  "langinfo search endian byteswap elf link uchar x86intrin arm_neon ifaddrs paths utime mntent", system_names, " ")
         for (i = 1; i <= n; i++) system_header[system_names[i] ".h"] = 1
     }
     function complain(text) { printf "%s:%s: %s\n", file, line, text; bad = 1 }

@@ -1,7 +1,9 @@
 #include "cmd/progress.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
+#include <pty.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -98,4 +100,40 @@ TEST(threads_may_report_together)
     char *text = captured(from_threads);
     EXPECT_MSG(strncmp(text, "load: 4.0 kB, ", 14) == 0, "%s", text);
     sys_free(text);
+}
+
+TEST(a_terminal_gets_a_bar_that_is_wiped_at_the_end)
+{
+    int master, slave;
+    char text[2048] = "";
+    size_t len = 0;
+    struct winsize size = {.ws_row = 24, .ws_col = 60};
+    CHECK(openpty(&master, &slave, NULL, NULL, &size) == 0);
+    int keep = dup(2);
+    dup2(slave, 2);
+    struct progress *p = progress_open("auto", "import", 4000000);
+    usleep(150000); // the bar is redrawn ten times a second
+    progress_label(p, "a label that is much too long to fit into sixty columns, é€日");
+    progress_add(p, 1000000);
+    usleep(150000);
+    progress_add(p, 1000000);
+    progress_free(p);
+    dup2(keep, 2);
+    close(keep);
+    struct pollfd poll_master = {.fd = master, .events = POLLIN};
+    while (len < sizeof text - 1 && poll(&poll_master, 1, 200) > 0) {
+        ssize_t n = read(master, text + len, sizeof text - 1 - len);
+        if (n <= 0)
+            break;
+        len += (size_t)n;
+    }
+    close(slave);
+    close(master);
+    EXPECT_MSG(strstr(text, "\r\033[Kimport [##########          ] 2.0 MB of 4.0 MB, "), "%s",
+               text);
+    EXPECT(len > 4 && strcmp(text + len - 4, "\r\033[K") == 0);
+    EXPECT(!strchr(text, '\n')); // a line that is too long would wrap
+    char *save = NULL;
+    for (char *line = strtok_r(text, "\r", &save); line; line = strtok_r(NULL, "\r", &save))
+        EXPECT_MSG(strlen(line) <= 3 + 60, "%s", line);
 }
