@@ -31,14 +31,16 @@ LIBCORE := \
   $(addprefix libcore/text/,added bpe bpe_merge cp_set decode decode_read json_fields json_pull \
     normalize post_process pre_read pre_tokenize regex regex_parse token_stream tokenizer \
     tokenizer_config tokenizer_open unicode unicode_late unicode_table vocab vocab_build word_cache) \
-  $(addprefix libcore/model/,arch_gemma arch_llama arch_mixtral arch_phi arch_qwen config config_rope \
+  $(addprefix libcore/model/,arch_gemma arch_llama arch_mixtral arch_phi arch_qwen config config_rope load \
     module) \
   $(addprefix libcore/merge/,) \
   $(addprefix libcore/engine/,) \
   libcore/backend
 KERNELS := \
-  $(addprefix kernels/cpu/,) \
-  $(addprefix kernels/cpu/isa/,)
+  $(addprefix kernels/,registry sites) \
+  $(addprefix kernels/cpu/,activation adapter attention backend_cpu embed gain_bias gemm math matrix \
+    model moe norm rope sample scratch sgmv_expand sgmv_shrink step) \
+  $(addprefix kernels/cpu/isa/,isa isa_avx2 isa_avx512 isa_plain)
 STORE := \
   $(addprefix store/,blob index index_query index_vfs lease lock manifest manifest_adapter \
     names publish refs schema store)

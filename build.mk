@@ -37,6 +37,16 @@ $(B)/%.o: %.c
 	$(call SAY,CC)
 	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -c -o $@ $<
 
+# Arithmetic: fused multiply-add where the instruction set has it, no errno; every instruction set's
+# file gets its own flags and is reached only after the processor was asked (isa_select).
+$(B)/kernels/cpu/%.o: ALL_CFLAGS += $(if $(filter release,$(VARIANT)),-O3) -ffp-contract=fast \
+  -fno-math-errno -fno-trapping-math
+ifneq ($(filter x86_64%,$(shell $(CC) -dumpmachine)),)
+$(B)/kernels/cpu/isa/isa_avx2.o: ALL_CFLAGS += -mavx2 -mfma
+$(B)/kernels/cpu/isa/isa_avx512.o: ALL_CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma \
+  -mprefer-vector-width=512
+endif
+
 -include $(patsubst %,$(B)/%.d,$(LIBCORE) $(KERNELS) $(STORE) $(CMD) tests/lib/test)
 
 # ---- tests: a folder's tests link only the archives that it may use ----------------------------

@@ -34,6 +34,9 @@ enum {
     LIMIT_LOGIT_BIAS = 1024,
     LIMIT_ADAPTERS_PER_REQUEST = 8,
     LIMIT_SEQUENCES = 4096, // running at once
+    // embedding and head rows that an adapter may have beyond the base: trainers add a handful of
+    // special tokens; every logit row is this much longer.
+    LIMIT_ADDED_TOKENS = 1024,
     LIMIT_STEP_TOKENS = 65536,
     // Jinja: a template is somebody else's program.
     LIMIT_TEMPLATE_BYTES = 4 << 20,

@@ -1,0 +1,176 @@
+/*
+ * attention: out = softmax(scale q k^T) v over the pages of each sequence, causal, windowed.
+ *
+ * A work item is (sequence, key/value head, up to 16 queries): the query heads that share the
+ * key/value head, for as many rows as fit, so a key is read once for all of them. Keys come in
+ * blocks that do not depend on the queries (a page, at most 64 keys), with a running maximum and
+ * sum; what a query does not see leaves it bit for bit. So a row's result does not depend on how
+ * its prompt was cut into steps. Threads take items one by one.
+ * Bytes: keys and values of the context once for decode rows, and once for 16 queries in prefill.
+ */
+#include <math.h>
+
+#include "kernels/cpu/cpu_impl.h"
+
+struct attention_run {
+    struct device_model *m;
+    const struct op_step *s;
+    uint32_t layer;
+    const float *qkv;
+    float *out;
+    uint32_t heads;       // query heads in an item
+    uint32_t head_blocks; // items for the query heads of one key/value head
+    uint32_t rows;        // rows in an item
+    atomic_uint next;
+};
+
+struct item {
+    const struct step_sequence *seq;
+    uint32_t row0, n_rows;   // of the step
+    uint32_t position0;      // of row0
+    uint32_t head0, n_heads; // query heads
+    uint32_t kv_head;
+};
+
+static struct item find_item(const struct attention_run *r, uint32_t idx)
+{
+    const uint32_t *first = r->m->seq_first;
+    uint32_t low = 0, high = r->s->counts->n_sequences;
+    while (high - low > 1) {
+        uint32_t mid = low + (high - low) / 2;
+        if (first[mid] <= idx)
+            low = mid;
+        else
+            high = mid;
+    }
+    const struct model_config *c = r->m->config;
+    const struct step_sequence *seq = &r->s->sequences[low];
+    uint32_t group = c->n_heads / c->n_kv_heads, in_seq = idx - first[low];
+    uint32_t head_block = in_seq % r->head_blocks, rest = in_seq / r->head_blocks;
+    uint32_t kv_head = rest % c->n_kv_heads, block = rest / c->n_kv_heads;
+    struct item it = {.seq = seq, .kv_head = kv_head};
+    it.row0 = seq->row0 + block * r->rows;
+    it.n_rows = seq->row0 + seq->n_rows - it.row0;
+    if (it.n_rows > r->rows)
+        it.n_rows = r->rows;
+    it.position0 = seq->position0 + block * r->rows;
+    it.head0 = kv_head * group + head_block * r->heads;
+    it.n_heads = (kv_head + 1) * group - it.head0;
+    if (it.n_heads > r->heads)
+        it.n_heads = r->heads;
+    return it;
+}
+
+/* Keys (values follow n_kv_heads * page_tokens rows later) of a head at a position of a page. */
+static const float *key_rows(const struct attention_run *r, const struct item *it,
+                             uint32_t position)
+{
+    const struct device_model *m = r->m;
+    uint32_t tokens = m->limits.page_tokens;
+    uint32_t page = r->s->pages[it->seq->page0 + position / tokens];
+    const char *at = m->chunks + (uint64_t)(page / m->pages_per_chunk) * BACKEND_CHUNK_BYTES +
+                     (page % m->pages_per_chunk) * m->page_bytes;
+    size_t row = ((size_t)r->layer * 2 * m->config->n_kv_heads + it->kv_head) * tokens;
+    return (const float *)(const void *)at + (row + position % tokens) * m->config->head_dim;
+}
+
+static void set_bounds(const struct item *it, uint32_t window, uint32_t key0, uint32_t n_keys,
+                       int *first, int *last)
+{
+    for (uint32_t row = 0; row < it->n_rows; row++) {
+        int64_t position = (int64_t)it->position0 + row;
+        int64_t end = position + 1 - key0;
+        int64_t begin = window ? position - window + 1 - key0 : 0;
+        for (uint32_t h = 0; h < it->n_heads; h++) {
+            last[row * it->n_heads + h] = (int)(end < 0 ? 0 : end > n_keys ? n_keys : end);
+            first[row * it->n_heads + h] = (int)(begin < 0 ? 0 : begin > n_keys ? n_keys : begin);
+        }
+    }
+}
+
+static void attend_item(const struct attention_run *r, const struct item *it, float *scratch)
+{
+    const struct device_model *m = r->m;
+    const struct model_config *c = m->config;
+    uint32_t hd = c->head_dim, n_queries = it->n_rows * it->n_heads;
+    uint32_t block =
+        m->limits.page_tokens < ISA_ATTEND_KEYS ? m->limits.page_tokens : ISA_ATTEND_KEYS;
+    uint32_t window = c->layers[r->layer].window;
+    float *q = scratch, *out = q + ISA_ATTEND_QUERIES * hd;
+    float max[ISA_ATTEND_QUERIES], sum[ISA_ATTEND_QUERIES];
+    int first[ISA_ATTEND_QUERIES], last[ISA_ATTEND_QUERIES];
+    for (uint32_t i = 0; i < n_queries; i++) {
+        uint32_t row = it->row0 + i / it->n_heads, head = it->head0 + i % it->n_heads;
+        const float *from = r->qkv + (size_t)row * m->qkv_rows + (size_t)head * hd;
+        max[i] = -INFINITY;
+        sum[i] = 0;
+        for (uint32_t d = 0; d < hd; d++) {
+            q[i * hd + d] = from[d] * (float)c->attention_scale;
+            out[i * hd + d] = 0;
+        }
+    }
+    uint32_t end = it->position0 + it->n_rows, begin = 0;
+    if (window && it->position0 + 1 > window)
+        begin = (it->position0 + 1 - window) / block * block;
+    struct isa_attend a = {.q = q,
+                           .ldq = hd,
+                           .ld_kv = hd,
+                           .n_queries = n_queries,
+                           .head_dim = hd,
+                           .first = first,
+                           .last = last,
+                           .softcap = (float)c->attention_softcap,
+                           .out = out,
+                           .max = max,
+                           .sum = sum};
+    for (uint32_t key0 = begin; key0 < end; key0 += block) {
+        a.n_keys = end - key0 < block ? end - key0 : block;
+        a.k = key_rows(r, it, key0);
+        a.v = a.k + (size_t)c->n_kv_heads * m->limits.page_tokens * hd;
+        set_bounds(it, window, key0, a.n_keys, first, last);
+        m->isa->attend(&a);
+    }
+    for (uint32_t i = 0; i < n_queries; i++) {
+        uint32_t row = it->row0 + i / it->n_heads, head = it->head0 + i % it->n_heads;
+        float *to = r->out + ((size_t)row * c->n_heads + head) * hd;
+        for (uint32_t d = 0; d < hd; d++)
+            to[d] = out[i * hd + d] / sum[i];
+    }
+}
+
+static void attend_items(void *arg, size_t begin, size_t end, unsigned thread_idx)
+{
+    struct attention_run *r = arg;
+    (void)begin;
+    (void)end;
+    uint32_t n_items = r->m->seq_first[r->s->counts->n_sequences];
+    for (;;) {
+        uint32_t idx = atomic_fetch_add_explicit(&r->next, 1, memory_order_relaxed);
+        if (idx >= n_items)
+            return;
+        struct item it = find_item(r, idx);
+        attend_item(r, &it, r->m->thread_scratch + thread_idx * r->m->thread_floats);
+    }
+}
+
+int cpu_attention(struct op_context *ctx, const struct op_step *s, uint32_t layer, const void *qkv,
+                  void *out)
+{
+    struct device_model *m = cpu_context(ctx);
+    const struct model_config *c = m->config;
+    uint32_t group = c->n_heads / c->n_kv_heads;
+    struct attention_run r = {.m = m, .s = s, .layer = layer, .qkv = qkv, .out = out};
+    r.heads = group < ISA_ATTEND_QUERIES ? group : ISA_ATTEND_QUERIES;
+    r.head_blocks = (group + r.heads - 1) / r.heads;
+    r.rows = ISA_ATTEND_QUERIES / r.heads;
+    uint32_t at = 0;
+    for (uint32_t i = 0; i < s->counts->n_sequences; i++) {
+        m->seq_first[i] = at;
+        at += (s->sequences[i].n_rows + r.rows - 1) / r.rows * c->n_kv_heads * r.head_blocks;
+    }
+    m->seq_first[s->counts->n_sequences] = at;
+    atomic_init(&r.next, 0);
+    size_t n_threads = worker_pool_size(m->pool);
+    worker_pool_run(m->pool, n_threads < at ? n_threads : at, 1, attend_items, &r);
+    return 0;
+}

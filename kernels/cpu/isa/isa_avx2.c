@@ -1,0 +1,11 @@
+/* AVX2 and FMA: 16 registers of eight floats. Compiled with those flags (build.mk); reached only
+ * through isa_select(). */
+#if defined(__AVX2__) && defined(__FMA__)
+#define ISA_NAME      "avx2"
+#define ISA_SYMBOL    isa_avx2
+#define ISA_WIDTH     8
+#define ISA_BLOCKS(X) X(3, 1) X(2, 1) X(1, 2) X(1, 1)
+#include "kernels/cpu/isa/simd.h"
+#else
+typedef int isa_avx2_is_not_for_this_processor;
+#endif

@@ -1,0 +1,6 @@
+/* The loops for any processor: four floats a vector (SSE2, NEON, or scalars). */
+#define ISA_NAME      "plain"
+#define ISA_SYMBOL    isa_plain
+#define ISA_WIDTH     4
+#define ISA_BLOCKS(X) X(1, 1)
+#include "kernels/cpu/isa/simd.h"

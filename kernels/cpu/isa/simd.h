@@ -1,0 +1,574 @@
+/*
+ * simd: the inner loops, in vectors of ISA_WIDTH floats (GCC's vector extensions, so that one text
+ * serves every instruction set). Included once by each isa_*.c, which defines ISA_NAME (a string),
+ * ISA_SYMBOL, ISA_WIDTH and the blocking ISA_BLOCKS(X) of the product; never elsewhere.
+ *
+ * gemm: a block of M activation rows times U panels keeps M * U * 32 sums in registers; for every k
+ * it loads 32 * U weights once and M activations. Few rows take several panels at once, so that
+ * there are enough independent sums to hide the latency of the multiply-add; k is cut into blocks
+ * of K_BLOCK so that the activations of a block and the panels stay in the caches while all rows
+ * pass.
+ */
+#ifndef KERNELS_CPU_ISA_SIMD_H
+#define KERNELS_CPU_ISA_SIMD_H
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu/isa/isa.h"
+
+enum { W = ISA_WIDTH, PANEL_VECTORS = ISA_PANEL / ISA_WIDTH, K_BLOCK = 1024 };
+
+typedef float vf __attribute__((vector_size(ISA_WIDTH * 4)));
+typedef int32_t vi __attribute__((vector_size(ISA_WIDTH * 4)));
+typedef uint32_t vu __attribute__((vector_size(ISA_WIDTH * 4)));
+typedef uint16_t vh __attribute__((vector_size(ISA_WIDTH * 2)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vf load(const float *p)
+{
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE void store(float *p, vf v)
+{
+    memcpy(p, &v, sizeof v);
+}
+
+INLINE vf splat(float a)
+{
+    return a - (vf){0};
+}
+
+INLINE vf as_float(vu v)
+{
+    return (vf)v;
+}
+
+/* Half floats in the low 16 bits of each lane; Inf and NaN do not occur in weights. */
+INLINE vf half_low(vu v)
+{
+    return as_float(((v & 0x7FFF) << 13)) * splat(0x1p112f);
+}
+
+INLINE vf with_sign(vf magnitude, vu sign)
+{
+    return as_float((vu)magnitude | sign);
+}
+
+/* The two k of a 16-bit pair. */
+INLINE vf pair_even(enum dtype t, vu v)
+{
+    return t == DTYPE_BF16 ? as_float(v << 16) : with_sign(half_low(v), (v & 0x8000) << 16);
+}
+
+INLINE vf pair_odd(enum dtype t, vu v)
+{
+    return t == DTYPE_BF16 ? as_float(v & 0xFFFF0000u)
+                           : with_sign(half_low(v >> 16), v & 0x80000000u);
+}
+
+INLINE vf load_as(enum dtype t, const void *p)
+{
+    if (t == DTYPE_F32)
+        return load(p);
+    vh h;
+    memcpy(&h, p, sizeof h);
+    return pair_even(t, __builtin_convertvector(h, vu));
+}
+
+INLINE float value_as(enum dtype t, const void *p)
+{
+    uint16_t h;
+    float f;
+    if (t == DTYPE_F32) {
+        memcpy(&f, p, sizeof f);
+        return f;
+    }
+    memcpy(&h, p, sizeof h);
+    return t == DTYPE_BF16 ? dtype_bf16_to_f32(h) : dtype_f16_to_f32(h);
+}
+
+INLINE float sum_lanes(vf v)
+{
+    float lanes[W];
+    store(lanes, v);
+    for (int n = W / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++)
+            lanes[i] += lanes[i + n];
+    return lanes[0];
+}
+
+INLINE vf choose(vi mask, vf a, vf b)
+{
+    return (vf)((mask & (vi)a) | (~mask & (vi)b));
+}
+
+INLINE vf max_of(vf a, vf b)
+{
+    return choose(a > b, a, b);
+}
+
+/*
+ * exp by 2^n * p(r), |r| <= ln2 / 2, Cephes' polynomial: 1 ulp or so over the whole range; below
+ * -87.3 the result is 0 (a weight that small changes no float32 sum), above 88.3 it is 2^127.x.
+ */
+INLINE vf exp_of(vf x)
+{
+    vi tiny = x < splat(-87.3f);
+    x = choose(x > splat(88.3f), splat(88.3f), choose(tiny, splat(-87.3f), x));
+    vf shifter = splat(12582912.0f); // 1.5 * 2^23: adding rounds to an integer
+    vf n = (x * splat(1.44269504088896341f) + shifter) - shifter;
+    vf r = x - n * splat(0.693359375f);
+    r = r - n * splat(-2.12194440e-4f);
+    vf p = splat(1.9875691500e-4f);
+    p = p * r + splat(1.3981999507e-3f);
+    p = p * r + splat(8.3334519073e-3f);
+    p = p * r + splat(4.1665795894e-2f);
+    p = p * r + splat(1.6666665459e-1f);
+    p = p * r + splat(5.0000001201e-1f);
+    p = p * r * r + r + splat(1.0f);
+    vi e = (__builtin_convertvector(n, vi) + 127) << 23;
+    return choose(tiny, (vf){0}, p * (vf)e);
+}
+
+// ---- the product
+// ---------------------------------------------------------------------------------
+
+#define UNROLL _Pragma("GCC unroll 16")
+
+/* One pass: rows [0, M) of x over panels [0, U), `stride` bytes apart, k values. */
+#define DEFINE_BLOCK(M, U)                                                                         \
+    INLINE void block_##M##x##U(enum dtype t, const char *w, size_t stride, size_t k,              \
+                                const float *x, size_t ldx, float *y, size_t ldy, bool add)        \
+    {                                                                                              \
+        enum { N = (U)*PANEL_VECTORS };                                                            \
+        vf acc[M][N];                                                                              \
+        UNROLL for (int m = 0; m < (M); m++) UNROLL for (int n = 0; n < N; n++) acc[m][n] =        \
+            add ? load(y + m * ldy + n * W) : (vf){0};                                             \
+        size_t step = t == DTYPE_F32 ? 1 : 2;                                                      \
+        size_t pair_bytes = ISA_PANEL * 4;                                                         \
+        size_t n_steps = k / step;                                                                 \
+        for (size_t i = 0; i < n_steps; i++) {                                                     \
+            const char *p = w + i * pair_bytes;                                                    \
+            vf xe[M], xo[M];                                                                       \
+            UNROLL for (int m = 0; m < (M); m++)                                                   \
+            {                                                                                      \
+                xe[m] = splat(x[m * ldx + i * step]);                                              \
+                xo[m] = splat(x[m * ldx + i * step + step - 1]);                                   \
+            }                                                                                      \
+            UNROLL for (int n = 0; n < N; n++)                                                     \
+            {                                                                                      \
+                vu v;                                                                              \
+                memcpy(&v, p + n / PANEL_VECTORS * stride + n % PANEL_VECTORS * W * 4, sizeof v);  \
+                vf even = t == DTYPE_F32 ? (vf)v : pair_even(t, v);                                \
+                UNROLL for (int m = 0; m < (M); m++) acc[m][n] += even * xe[m];                    \
+                if (t != DTYPE_F32) {                                                              \
+                    vf odd = pair_odd(t, v);                                                       \
+                    UNROLL for (int m = 0; m < (M); m++) acc[m][n] += odd * xo[m];                 \
+                }                                                                                  \
+            }                                                                                      \
+        }                                                                                          \
+        if (step == 2 && (k & 1)) {                                                                \
+            const char *p = w + n_steps * pair_bytes;                                              \
+            UNROLL for (int n = 0; n < N; n++)                                                     \
+            {                                                                                      \
+                vu v;                                                                              \
+                memcpy(&v, p + n / PANEL_VECTORS * stride + n % PANEL_VECTORS * W * 4, sizeof v);  \
+                vf even = pair_even(t, v);                                                         \
+                UNROLL for (int m = 0; m < (M); m++) acc[m][n] +=                                  \
+                    even * splat(x[m * ldx + k - 1]);                                              \
+            }                                                                                      \
+        }                                                                                          \
+        UNROLL for (int m = 0; m < (M); m++) UNROLL for (int n = 0; n < N; n++)                    \
+            store(y + m * ldy + n * W, acc[m][n]);                                                 \
+    }                                                                                              \
+    static void run_##M##x##U(enum dtype t, const char *w, size_t stride, size_t k,                \
+                              const float *x, size_t ldx, float *y, size_t ldy, bool add)          \
+    {                                                                                              \
+        if (t == DTYPE_BF16)                                                                       \
+            block_##M##x##U(DTYPE_BF16, w, stride, k, x, ldx, y, ldy, add);                        \
+        else if (t == DTYPE_F16)                                                                   \
+            block_##M##x##U(DTYPE_F16, w, stride, k, x, ldx, y, ldy, add);                         \
+        else                                                                                       \
+            block_##M##x##U(DTYPE_F32, w, stride, k, x, ldx, y, ldy, add);                         \
+    }
+
+ISA_BLOCKS(DEFINE_BLOCK)
+
+struct block {
+    unsigned rows, panels;
+    void (*run)(enum dtype t, const char *w, size_t stride, size_t k, const float *x, size_t ldx,
+                float *y, size_t ldy, bool add);
+};
+
+#define BLOCK_ENTRY(M, U) {M, U, run_##M##x##U},
+/* By falling rows; every row count from 1 has an entry of 1 panel and maybe one of more. */
+static const struct block blocks[] = {ISA_BLOCKS(BLOCK_ENTRY)};
+enum { N_BLOCKS = sizeof blocks / sizeof blocks[0] };
+
+static const struct block *find_block(size_t n_rows, size_t n_panels)
+{
+    for (int i = 0; i < N_BLOCKS; i++) {
+        if (blocks[i].rows <= n_rows && blocks[i].panels <= n_panels)
+            return &blocks[i];
+    }
+    return &blocks[N_BLOCKS - 1];
+}
+
+/* All rows over `n_panels` whole panels and one block of k. */
+static void gemm_k_block(enum dtype t, const char *w, size_t stride, size_t n_panels, size_t k,
+                         const float *x, size_t ldx, size_t n_rows, float *y, size_t ldy, bool add)
+{
+    for (size_t row = 0; row < n_rows;) {
+        size_t rows = find_block(n_rows - row, n_panels)->rows;
+        for (size_t p = 0; p < n_panels;) {
+            const struct block *b = find_block(rows, n_panels - p);
+            for (size_t r = 0; r < rows; r += b->rows) { // one pass but where panels run short
+                if (rows - r < b->rows)
+                    b = find_block(rows - r, b->panels);
+                b->run(t, w + p * stride, stride, k, x + (row + r) * ldx, ldx,
+                       y + (row + r) * ldy + p * ISA_PANEL, ldy, add);
+            }
+            p += b->panels;
+        }
+        row += rows;
+    }
+}
+
+enum { PANEL_GROUP = 4, EDGE_ROWS = 16 };
+
+/* The last panel when n_out is no multiple of 32: through a small buffer. */
+static void gemm_edge(enum dtype t, const char *w, size_t stride, size_t k, const float *x,
+                      size_t ldx, size_t n_rows, float *y, size_t ldy, size_t n_valid, bool add)
+{
+    float part[EDGE_ROWS * ISA_PANEL];
+    for (size_t row = 0; row < n_rows; row += EDGE_ROWS) {
+        size_t rows = n_rows - row < EDGE_ROWS ? n_rows - row : EDGE_ROWS;
+        if (add) {
+            memset(part, 0, sizeof part);
+            for (size_t r = 0; r < rows; r++)
+                memcpy(part + r * ISA_PANEL, y + (row + r) * ldy, n_valid * sizeof *y);
+        }
+        gemm_k_block(t, w, stride, 1, k, x + row * ldx, ldx, rows, part, ISA_PANEL, add);
+        for (size_t r = 0; r < rows; r++)
+            memcpy(y + (row + r) * ldy, part + r * ISA_PANEL, n_valid * sizeof *y);
+    }
+}
+
+static void gemm(enum dtype t, const void *weights, size_t n_out, size_t k, size_t panel0,
+                 size_t panel1, const float *x, size_t ldx, size_t n_rows, float *y, size_t ldy,
+                 bool add)
+{
+    const char *w = weights;
+    size_t stride = isa_panel_bytes(t, k);
+    size_t whole = n_out / ISA_PANEL < panel1 ? n_out / ISA_PANEL : panel1;
+    for (size_t p = panel0; p < whole; p += PANEL_GROUP) {
+        size_t n = whole - p < PANEL_GROUP ? whole - p : PANEL_GROUP;
+        for (size_t k0 = 0; k0 < k; k0 += K_BLOCK) {
+            size_t nk = k - k0 < K_BLOCK ? k - k0 : K_BLOCK;
+            gemm_k_block(t, w + p * stride + isa_panel_bytes(t, k0), stride, n, nk, x + k0, ldx,
+                         n_rows, y + p * ISA_PANEL, ldy, add || k0 > 0);
+        }
+    }
+    if (whole < panel1)
+        gemm_edge(t, w + whole * stride, stride, k, x, ldx, n_rows, y + whole * ISA_PANEL, ldy,
+                  n_out - whole * ISA_PANEL, add);
+}
+
+// ---- dot products of stored rows
+// -----------------------------------------------------------------
+
+/* NA rows of a by NR rows of x; every sum has its own vector of partial sums, whatever NA, NR. */
+#define DEFINE_DOTS(NA, NR)                                                                        \
+    INLINE void dots_##NA##x##NR(enum dtype t, const char *a, size_t a_stride, size_t k,           \
+                                 const float *x, size_t ldx, float *out, size_t ldo)               \
+    {                                                                                              \
+        size_t value_bytes = t == DTYPE_F32 ? 4 : 2, whole = k / W * W;                            \
+        vf acc[NA][NR];                                                                            \
+        UNROLL for (int i = 0; i < (NA); i++) UNROLL for (int r = 0; r < (NR); r++) acc[i][r] =    \
+            (vf){0};                                                                               \
+        for (size_t j = 0; j < whole; j += W) {                                                    \
+            vf xr[NR];                                                                             \
+            UNROLL for (int r = 0; r < (NR); r++) xr[r] = load(x + r * ldx + j);                   \
+            UNROLL for (int i = 0; i < (NA); i++)                                                  \
+            {                                                                                      \
+                vf v = load_as(t, a + i * a_stride + j * value_bytes);                             \
+                UNROLL for (int r = 0; r < (NR); r++) acc[i][r] += v * xr[r];                      \
+            }                                                                                      \
+        }                                                                                          \
+        for (int i = 0; i < (NA); i++) {                                                           \
+            for (int r = 0; r < (NR); r++) {                                                       \
+                float sum = sum_lanes(acc[i][r]);                                                  \
+                for (size_t j = whole; j < k; j++)                                                 \
+                    sum += value_as(t, a + i * a_stride + j * value_bytes) * x[r * ldx + j];       \
+                out[r * ldo + i] = sum;                                                            \
+            }                                                                                      \
+        }                                                                                          \
+    }
+DEFINE_DOTS(4, 4)
+DEFINE_DOTS(4, 1)
+DEFINE_DOTS(1, 4)
+DEFINE_DOTS(1, 1)
+
+INLINE void dots_of(enum dtype t, const char *a, size_t a_stride, size_t n_a, size_t k,
+                    const float *x, size_t ldx, size_t n_rows, float *out, size_t ldo)
+{
+    size_t r = 0;
+    for (; r + 4 <= n_rows; r += 4) {
+        size_t i = 0;
+        for (; i + 4 <= n_a; i += 4)
+            dots_4x4(t, a + i * a_stride, a_stride, k, x + r * ldx, ldx, out + r * ldo + i, ldo);
+        for (; i < n_a; i++)
+            dots_1x4(t, a + i * a_stride, a_stride, k, x + r * ldx, ldx, out + r * ldo + i, ldo);
+    }
+    for (; r < n_rows; r++) {
+        size_t i = 0;
+        for (; i + 4 <= n_a; i += 4)
+            dots_4x1(t, a + i * a_stride, a_stride, k, x + r * ldx, ldx, out + r * ldo + i, ldo);
+        for (; i < n_a; i++)
+            dots_1x1(t, a + i * a_stride, a_stride, k, x + r * ldx, ldx, out + r * ldo + i, ldo);
+    }
+}
+
+static void dots(enum dtype t, const void *a, size_t a_stride, size_t n_a, size_t k, const float *x,
+                 size_t ldx, size_t n_rows, float *out, size_t ldo)
+{
+    if (t == DTYPE_BF16)
+        dots_of(DTYPE_BF16, a, a_stride, n_a, k, x, ldx, n_rows, out, ldo);
+    else if (t == DTYPE_F16)
+        dots_of(DTYPE_F16, a, a_stride, n_a, k, x, ldx, n_rows, out, ldo);
+    else
+        dots_of(DTYPE_F32, a, a_stride, n_a, k, x, ldx, n_rows, out, ldo);
+}
+
+// ---- rows
+// ----------------------------------------------------------------------------------------
+
+static void to_f32(enum dtype t, const void *src, float *dst, size_t n)
+{
+    size_t i = 0;
+    if (t == DTYPE_BF16) {
+        for (; i + W <= n; i += W)
+            store(dst + i, load_as(DTYPE_BF16, (const char *)src + i * 2));
+    } else if (t == DTYPE_F16) {
+        for (; i + W <= n; i += W)
+            store(dst + i, load_as(DTYPE_F16, (const char *)src + i * 2));
+    }
+    (void)dtype_to_f32(t, (const char *)src + i * (dtype_bits(t) / 8), dst + i, n - i);
+}
+
+static void rms_norm(const float *x, const float *w, float *y, size_t n, float eps)
+{
+    vf acc[4] = {{0}, {0}, {0}, {0}};
+    size_t i = 0;
+    for (; i + 4 * W <= n; i += 4 * W)
+        UNROLL for (int j = 0; j < 4; j++) acc[j] += load(x + i + j * W) * load(x + i + j * W);
+    float sum = sum_lanes((acc[0] + acc[1]) + (acc[2] + acc[3]));
+    for (; i < n; i++)
+        sum += x[i] * x[i];
+    float scale = 1.0f / sqrtf(sum / (float)n + eps);
+    for (i = 0; i + W <= n; i += W)
+        store(y + i, load(x + i) * splat(scale) * load(w + i));
+    for (; i < n; i++)
+        y[i] = x[i] * scale * w[i];
+}
+
+INLINE vf silu_of(vf g)
+{
+    return g / (splat(1.0f) + exp_of(-g));
+}
+
+/* 0.5 g (1 + tanh(u)) = g / (1 + exp(-2u)), u = sqrt(2/pi) (g + 0.044715 g^3) */
+INLINE vf gelu_of(vf g)
+{
+    vf u = splat(0.7978845608028654f) * (g + splat(0.044715f) * g * g * g);
+    return g / (splat(1.0f) + exp_of(splat(-2.0f) * u));
+}
+
+#define DEFINE_GATED(name, activation)                                                             \
+    static void name(const float *gate, const float *up, float *out, size_t n)                     \
+    {                                                                                              \
+        size_t i = 0;                                                                              \
+        for (; i + W <= n; i += W)                                                                 \
+            store(out + i, activation(load(gate + i)) * load(up + i));                             \
+        if (i == n)                                                                                \
+            return;                                                                                \
+        float g[W] = {0}, u[W] = {0};                                                              \
+        memcpy(g, gate + i, (n - i) * sizeof *g);                                                  \
+        memcpy(u, up + i, (n - i) * sizeof *u);                                                    \
+        store(g, activation(load(g)) * load(u));                                                   \
+        memcpy(out + i, g, (n - i) * sizeof *g);                                                   \
+    }
+DEFINE_GATED(silu_mul, silu_of)
+DEFINE_GATED(gelu_tanh_mul, gelu_of)
+
+static void add_to(float *y, const float *x, size_t n)
+{
+    size_t i = 0;
+    for (; i + W <= n; i += W)
+        store(y + i, load(y + i) + load(x + i));
+    for (; i < n; i++)
+        y[i] += x[i];
+}
+
+static void axpy(float *y, const float *x, float a, size_t n)
+{
+    size_t i = 0;
+    for (; i + W <= n; i += W)
+        store(y + i, load(y + i) + load(x + i) * splat(a));
+    for (; i < n; i++)
+        y[i] += x[i] * a;
+}
+
+static void gain_bias(float *y, const float *g, const float *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] = (g ? g[i] : 1.0f) * y[i] + (b ? b[i] : 0.0f);
+}
+
+static void rotate(float *a, float *b, const float *c, const float *s, size_t n_half)
+{
+    for (size_t i = 0; i < n_half; i++) {
+        float x = a[i], y = b[i];
+        a[i] = x * c[i] - y * s[i];
+        b[i] = y * c[i] + x * s[i];
+    }
+}
+
+static float max_value(const float *x, size_t n)
+{
+    float best = -INFINITY;
+    size_t i = 0;
+    if (n >= W) {
+        vf m = load(x);
+        for (i = W; i + W <= n; i += W)
+            m = max_of(load(x + i), m);
+        float lanes[W];
+        store(lanes, m);
+        for (int j = 0; j < W; j++)
+            best = lanes[j] > best ? lanes[j] : best;
+    }
+    for (; i < n; i++)
+        best = x[i] > best ? x[i] : best;
+    return best;
+}
+
+/* Float vectors over short runs, a double over the runs. */
+static double sum_exp(const float *x, float max, size_t n)
+{
+    double total = 0;
+    size_t i = 0;
+    while (i + W <= n) {
+        vf acc = {0};
+        for (size_t end = i + 64 * W < n ? i + 64 * W : n; i + W <= end; i += W)
+            acc += exp_of(load(x + i) - splat(max));
+        total += sum_lanes(acc);
+    }
+    for (; i < n; i++)
+        total += exp((double)x[i] - max);
+    return total;
+}
+
+// ---- attention
+// -----------------------------------------------------------------------------------
+
+/* Scores of one query become weights; returns by how much older sums must shrink. */
+static float softmax_block(const struct isa_attend *a, unsigned q, float *score)
+{
+    int first = a->first[q], last = a->last[q];
+    if (a->softcap > 0)
+        for (int j = first; j < last; j++)
+            score[j] = a->softcap * tanhf(score[j] / a->softcap);
+    float max = a->max[q];
+    for (int j = first; j < last; j++)
+        max = score[j] > max ? score[j] : max;
+    unsigned n = (a->n_keys + W - 1) / W * W;
+    for (unsigned j = 0; j < n; j++)
+        if ((int)j < first || (int)j >= last)
+            score[j] = -INFINITY;
+    vf sum = {0};
+    for (unsigned j = 0; j < n; j += W) {
+        vf p = exp_of(load(score + j) - splat(max));
+        store(score + j, p);
+        sum += p;
+    }
+    float shrink = a->max[q] == max ? 1.0f : expf(a->max[q] - max);
+    a->sum[q] = a->sum[q] * shrink + sum_lanes(sum);
+    a->max[q] = max;
+    return shrink;
+}
+
+/* out = out * shrink + sum_j p_j v_j for four queries at once. */
+#define DEFINE_WEIGH(NQ)                                                                           \
+    INLINE void weigh_##NQ(const struct isa_attend *a, unsigned q0, const float *p,                \
+                           const float *shrink)                                                    \
+    {                                                                                              \
+        unsigned d = 0;                                                                            \
+        for (; d + W <= a->head_dim; d += W) {                                                     \
+            vf acc[NQ];                                                                            \
+            UNROLL for (int i = 0; i < (NQ); i++) acc[i] =                                         \
+                load(a->out + (q0 + i) * a->head_dim + d) * splat(shrink[i]);                      \
+            for (unsigned j = 0; j < a->n_keys; j++) {                                             \
+                vf v = load(a->v + j * a->ld_kv + d);                                              \
+                UNROLL for (int i = 0; i < (NQ); i++) acc[i] +=                                    \
+                    v * splat(p[i * ISA_ATTEND_KEYS + j]);                                         \
+            }                                                                                      \
+            UNROLL for (int i = 0; i < (NQ); i++)                                                  \
+                store(a->out + (q0 + i) * a->head_dim + d, acc[i]);                                \
+        }                                                                                          \
+        for (; d < a->head_dim; d++) {                                                             \
+            for (int i = 0; i < (NQ); i++) {                                                       \
+                float *out = a->out + (q0 + i) * a->head_dim + d;                                  \
+                float sum = *out * shrink[i];                                                      \
+                for (unsigned j = 0; j < a->n_keys; j++)                                           \
+                    sum += a->v[j * a->ld_kv + d] * p[i * ISA_ATTEND_KEYS + j];                    \
+                *out = sum;                                                                        \
+            }                                                                                      \
+        }                                                                                          \
+    }
+DEFINE_WEIGH(4)
+DEFINE_WEIGH(1)
+
+static void attend(const struct isa_attend *a)
+{
+    float score[ISA_ATTEND_QUERIES * ISA_ATTEND_KEYS];
+    float shrink[ISA_ATTEND_QUERIES];
+    dots_of(DTYPE_F32, (const char *)a->k, a->ld_kv * 4, a->n_keys, a->head_dim, a->q, a->ldq,
+            a->n_queries, score, ISA_ATTEND_KEYS);
+    for (unsigned q = 0; q < a->n_queries; q++) {
+        float *s = score + q * ISA_ATTEND_KEYS;
+        shrink[q] = 1.0f;
+        if (a->first[q] < a->last[q])
+            shrink[q] = softmax_block(a, q, s);
+        else
+            memset(s, 0, ISA_ATTEND_KEYS * sizeof *s);
+    }
+    unsigned q = 0;
+    for (; q + 4 <= a->n_queries; q += 4)
+        weigh_4(a, q, score + q * ISA_ATTEND_KEYS, shrink + q);
+    for (; q < a->n_queries; q++)
+        weigh_1(a, q, score + q * ISA_ATTEND_KEYS, shrink + q);
+}
+
+const struct isa_table ISA_SYMBOL = {
+    .name = ISA_NAME,
+    .gemm = gemm,
+    .dots = dots,
+    .to_f32 = to_f32,
+    .rms_norm = rms_norm,
+    .silu_mul = silu_mul,
+    .gelu_tanh_mul = gelu_tanh_mul,
+    .add = add_to,
+    .axpy = axpy,
+    .gain_bias = gain_bias,
+    .attend = attend,
+    .rotate = rotate,
+    .max = max_value,
+    .sum_exp = sum_exp,
+};
+
+#endif
