@@ -49,8 +49,8 @@ ssize_t sys_pwrite(int fd, const void *buf, size_t n, off_t offset);
 ssize_t sys_copy_file_range(int in_fd, off_t *in_off, int out_fd, off_t *out_off, size_t n);
 int sys_ftruncate(int fd, off_t size);
 int sys_fsync(int fd);
-/* Asks the system to start writing these bytes out now, so that a later sync has less to wait for. A
- * hint: no fault point, no result. */
+/* Asks the system to start writing these bytes out now, so that a later sync has less to wait for.
+ * A hint: no fault point, no result. */
 void sys_start_writeback(int fd, off_t offset, off_t n);
 int sys_fdatasync(int fd);
 int sys_rename(const char *from, const char *to);
