@@ -2,6 +2,7 @@
  * simd: the inner loops, in vectors of ISA_WIDTH floats (GCC's vector extensions, so that one text
  * serves every instruction set). Included once by each isa_*.c, which defines ISA_NAME (a string),
  * ISA_SYMBOL, ISA_WIDTH and the blocking ISA_BLOCKS(X) of the product; never elsewhere.
+ * alone with: -DISA_NAME='"alone"' -DISA_SYMBOL=isa_alone -DISA_WIDTH=4 -D'ISA_BLOCKS(X)=X(1, 1)'
  *
  * gemm: a block of M activation rows times U panels keeps M * U * 32 sums in registers; for every k
  * it loads 32 * U weights once and M activations. Few rows take several panels at once, so that
