@@ -45,7 +45,7 @@ STORE := \
   $(addprefix store/,blob index index_query index_vfs lease lock manifest manifest_adapter \
     names publish refs schema store)
 CMD := \
-  $(addprefix cmd/,main cmd options options_value help help_man progress table) \
+  $(addprefix cmd/,main cmd options options_sources options_value help help_man progress table) \
   $(addprefix cmd/cmd_,env completion version help) \
   $(addprefix cmd/serve/,answer auth fields http params)
 

@@ -1,18 +1,15 @@
 #include "cmd/options_impl.h"
 
-#include <errno.h>
-#include <pwd.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "libcore/base/file.h"
-#include "libcore/base/limits.h"
 #include "libcore/base/log.h"
 #include "libcore/base/sys.h"
 
-static const char ORIGIN_FLAG[] = "flag", ORIGIN_ENVIRONMENT[] = "environment",
-                  ORIGIN_FILE[] = "config file", ORIGIN_DEFAULT[] = "default";
+static const char ORIGIN_FLAG[] = "flag", ORIGIN_DEFAULT[] = "default";
+const char OPTIONS_FROM_ENVIRONMENT[] = "environment";
+const char OPTIONS_FROM_FILE[] = "config file";
 
 // ---- the shared table ---------------------------------------------------------------------------
 
@@ -131,7 +128,7 @@ static int collect_rows(struct cmd_private *priv, const struct command *command,
 }
 
 /* The command's rows come first, so a command may hide a shared row by one of the same name. */
-static struct row_state *find_long(const struct cmd_private *priv, const char *name, size_t n)
+struct row_state *options_find_long(const struct cmd_private *priv, const char *name, size_t n)
 {
     for (size_t i = 0; i < priv->n_states; i++) {
         if (option_has_name(priv->states[i].row, name, n))
@@ -158,7 +155,7 @@ const char *options_origin(const struct cmd_context *ctx, const struct option *r
     return ORIGIN_DEFAULT;
 }
 
-static void mark(struct row_state *state, const char *origin)
+void options_mark(struct row_state *state, const char *origin)
 {
     state->origin = origin;
     if (state->row->given)
@@ -196,7 +193,7 @@ static bool is_known_option(const struct cmd_private *priv, const char *word)
         return false;
     if (word[1] != '-')
         return word[2] == '\0' && find_short(priv, word[1]);
-    return word[2] == '\0' || find_long(priv, word + 2, strcspn(word + 2, "="));
+    return word[2] == '\0' || options_find_long(priv, word + 2, strcspn(word + 2, "="));
 }
 
 static int take_value(struct argv_reader *r, struct row_state *state, const char *attached,
@@ -225,19 +222,19 @@ static int take_long(struct argv_reader *r, char *word, struct err *err)
     const char *attached = name[n] == '=' ? name + n + 1 : NULL;
     char where[128];
     snprintf(where, sizeof where, "--%.*s", (int)n, name);
-    struct row_state *state = find_long(priv, name, n);
+    struct row_state *state = options_find_long(priv, name, n);
     if (!state && n > 3 && strncmp(name, "no-", 3) == 0) {
-        state = find_long(priv, name + 3, n - 3);
+        state = options_find_long(priv, name + 3, n - 3);
         if (state && state->row->type == OPTION_FLAG && !attached) {
             *(bool *)state->row->value = false;
-            mark(state, ORIGIN_FLAG);
+            options_mark(state, ORIGIN_FLAG);
             return 0;
         }
         state = NULL;
     }
     if (!state)
         return unknown_option(priv, where, where + 2, err);
-    mark(state, ORIGIN_FLAG);
+    options_mark(state, ORIGIN_FLAG);
     if (option_takes_value(state->row))
         return take_value(r, state, attached, where, err);
     if (attached)
@@ -254,7 +251,7 @@ static int take_short(struct argv_reader *r, char *word, struct err *err)
         struct row_state *state = find_short(r->ctx->priv, *p);
         if (!state)
             return unknown_option(r->ctx->priv, word, word + 1, err);
-        mark(state, ORIGIN_FLAG);
+        options_mark(state, ORIGIN_FLAG);
         if (option_takes_value(state->row))
             return take_value(r, state, p[1] ? p + 1 : NULL, where, err);
         *(bool *)state->row->value = true;
@@ -284,172 +281,6 @@ static int read_argv(struct cmd_context *ctx, int argc, char **argv, struct err 
     return rc;
 }
 
-// ---- environment --------------------------------------------------------------------------------
-
-/* Lists are split at white space. */
-static int set_from_environment(struct cmd_private *priv, struct row_state *state,
-                                const char *value, struct err *err)
-{
-    const struct option *row = state->row;
-    mark(state, ORIGIN_ENVIRONMENT);
-    if (row->type != OPTION_LIST && row->type != OPTION_WORDS)
-        return option_set_text(priv, state, value, row->env, err);
-    int rc = 0;
-    char *copy = arena_strdup(&priv->arena, value), *save = NULL;
-    if (!copy)
-        return err_set(err, ERR_NO_MEMORY, "no memory for %s", row->env);
-    for (char *w = strtok_r(copy, " \t\n", &save); w && !rc; w = strtok_r(NULL, " \t\n", &save))
-        rc = option_set_text(priv, state, w, row->env, err);
-    return rc;
-}
-
-static int read_environment(struct cmd_private *priv, struct err *err)
-{
-    int rc = 0;
-    for (size_t i = 0; i < priv->n_states && !rc; i++) {
-        struct row_state *state = &priv->states[i];
-        const char *value = state->row->env ? getenv(state->row->env) : NULL;
-        if (value && *value && !state->origin)
-            rc = set_from_environment(priv, state, value, err);
-    }
-    return rc;
-}
-
-// ---- config file --------------------------------------------------------------------------------
-
-/* $VARIABLE/lora or ~/FALLBACK/lora, to free; NULL when neither is known. XDG: a relative path is
- * ignored. */
-static int xdg_folder(const char *variable, const char *fallback, char **out, struct err *err)
-{
-    *out = NULL;
-    const char *base = getenv(variable);
-    char *in_home = NULL;
-    if (!base || base[0] != '/') {
-        const char *home = getenv("HOME");
-        if (!home || home[0] != '/') {
-            const struct passwd *user = getpwuid(getuid());
-            home = user ? user->pw_dir : NULL;
-        }
-        if (!home)
-            return 0;
-        base = in_home = file_join(home, fallback);
-    }
-    if (base)
-        *out = file_join(base, "lora");
-    sys_free(in_home);
-    return *out ? 0 : err_set(err, ERR_NO_MEMORY, "no memory for options");
-}
-
-static int load_config(struct cmd_private *priv, struct err *err)
-{
-    char *folder;
-    int rc = xdg_folder("XDG_CONFIG_HOME", ".config", &folder, err);
-    if (rc || !folder)
-        return rc;
-    priv->config_path = file_join(folder, "config.json");
-    sys_free(folder);
-    if (!priv->config_path)
-        return err_set(err, ERR_NO_MEMORY, "no memory for options");
-    char *text;
-    size_t n;
-    rc = file_read(priv->config_path, LIMIT_CONFIG_BYTES, &text, &n, err);
-    if (rc == ERR_NOT_FOUND)
-        return 0;
-    if (rc)
-        return rc;
-    json_error_t why;
-    priv->config = json_loadb(text, n, JSON_REJECT_DUPLICATES, &why);
-    sys_free(text);
-    if (!json_is_object(priv->config))
-        return err_set(err, ERR_USAGE, "%s: %s", priv->config_path,
-                       priv->config ? "wanted a JSON object" : why.text);
-    return 0;
-}
-
-/* A JSON value as the text a flag would have had; NULL when memory is out. */
-static const char *json_as_text(struct arena *arena, const json_t *value)
-{
-    if (json_is_string(value))
-        return json_string_value(value);
-    char *dumped = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
-    char *text = dumped ? arena_strdup(arena, dumped) : NULL;
-    free(dumped);
-    return text;
-}
-
-static int set_from_json(struct cmd_private *priv, struct row_state *state, const json_t *value,
-                         const char *where, struct err *err)
-{
-    bool list = state->row->type == OPTION_LIST || state->row->type == OPTION_WORDS;
-    size_t n = list && json_is_array(value) ? json_array_size(value) : 1;
-    mark(state, ORIGIN_FILE);
-    for (size_t i = 0; i < n; i++) {
-        const char *text = json_as_text(
-            &priv->arena, list && json_is_array(value) ? json_array_get(value, i) : value);
-        if (!text)
-            return err_set(err, ERR_NO_MEMORY, "no memory for %s", where);
-        int rc = option_set_text(priv, state, text, where, err);
-        if (rc)
-            return rc;
-    }
-    return 0;
-}
-
-static bool known_anywhere(const char *key)
-{
-    if (cmd_find(key))
-        return true;
-    size_t n = strlen(key);
-    for (const struct option *row = shared_rows; !option_is_end(row); row++) {
-        if (option_has_name(row, key, n))
-            return true;
-    }
-    for (const struct command *const *c = cmd_table; *c; c++) {
-        for (const struct option *row = (*c)->options; row && !option_is_end(row); row++) {
-            if (option_has_name(row, key, n))
-                return true;
-        }
-    }
-    return false;
-}
-
-/* `section`: keys of the command's own section, all of them its options. Else the top level, where
- * a key may be any command's option or section. */
-static int apply_config(struct cmd_private *priv, const struct command *command, json_t *object,
-                        bool section, struct err *err)
-{
-    const char *key;
-    json_t *value;
-    json_object_foreach(object, key, value)
-    {
-        char where[512];
-        snprintf(where, sizeof where, "%s: %s%s%s", priv->config_path, section ? command->name : "",
-                 section ? "." : "", key);
-        struct row_state *state = find_long(priv, key, strlen(key));
-        bool known =
-            state != NULL || (!section && (strcmp(key, command->name) == 0 || known_anywhere(key)));
-        if (!known)
-            return err_set(err, ERR_USAGE, "%s: no option has this name", where);
-        if (!state || state->origin || (!section && json_is_object(value)))
-            continue;
-        int rc = set_from_json(priv, state, value, where, err);
-        if (rc)
-            return rc;
-    }
-    return 0;
-}
-
-static int read_config(struct cmd_private *priv, const struct command *command, struct err *err)
-{
-    int rc = load_config(priv, err);
-    if (rc || !priv->config)
-        return rc;
-    json_t *section = json_object_get(priv->config, command->name);
-    if (json_is_object(section))
-        rc = apply_config(priv, command, section, true, err);
-    return rc ? rc : apply_config(priv, command, priv->config, false, err);
-}
-
 const char *options_config_path(const struct cmd_context *ctx)
 {
     return ctx->priv && ctx->priv->config_path ? ctx->priv->config_path : "";
@@ -467,7 +298,7 @@ static int resolve_store(struct cmd_context *ctx, struct err *err)
     if (ctx->store_path_from)
         return *ctx->store_path ? 0 : err_set(err, ERR_USAGE, "--store: wanted a folder, got ''");
     char *folder;
-    int rc = xdg_folder("XDG_DATA_HOME", ".local/share", &folder, err);
+    int rc = options_xdg_folder("XDG_DATA_HOME", ".local/share", &folder, err);
     if (rc)
         return rc;
     if (!folder)
@@ -501,9 +332,9 @@ static int start(struct cmd_context *ctx, const struct command *command, struct 
 
 static int finish(struct cmd_context *ctx, struct err *err)
 {
-    int rc = read_environment(ctx->priv, err);
+    int rc = options_read_environment(ctx->priv, err);
     if (!rc)
-        rc = read_config(ctx->priv, ctx->command, err);
+        rc = options_read_config(ctx->priv, ctx->command, err);
     if (!rc)
         rc = resolve_store(ctx, err);
     if (rc)

@@ -29,6 +29,17 @@ int option_set_text(struct cmd_private *priv, struct row_state *state, const cha
 /* The value as text for a person, into buf (cut when too long). */
 const char *option_value_text(const struct option *row, char *buf, size_t n);
 
+/* options.c: the row of a long name or alias; and that a row got its value from `origin`. */
+struct row_state *options_find_long(const struct cmd_private *priv, const char *name, size_t n);
+void options_mark(struct row_state *state, const char *origin);
+
+/* options_sources.c: give values to the rows that have none yet. */
+extern const char OPTIONS_FROM_ENVIRONMENT[], OPTIONS_FROM_FILE[];
+int options_read_environment(struct cmd_private *priv, struct err *err);
+int options_read_config(struct cmd_private *priv, const struct command *command, struct err *err);
+/* $VARIABLE/lora or ~/FALLBACK/lora, to free with sys_free; NULL when neither is known. */
+int options_xdg_folder(const char *variable, const char *fallback, char **out, struct err *err);
+
 /* help.c: the row's sentence with its choices, default, other spellings and variable. */
 const char *option_full_help(const struct option *row, char *buf, size_t n);
 

@@ -4,9 +4,10 @@
 
 tool=$(command -v clang-format-14 || command -v clang-format) || skip_all "clang-format 14 is not installed"
 "$tool" --version | grep -q 'version 14\.' || skip_all "$tool is not version 14"
-bad=
-while IFS= read -r file; do
-    "$tool" --dry-run --Werror "$file" >"$TMP/diff" 2>&1 || { bad="$bad $file"; note "$(head -n 3 "$TMP/diff")"; }
-done < <(find libcore kernels store cmd tests examples -name '*.[ch]' 2>/dev/null | sort)
-is "$bad" "" "every file is formatted (make format)"
+find libcore kernels store cmd tests examples -name '*.[ch]' -print0 2>/dev/null | sort -z >"$TMP/files"
+xargs -0 -r "$tool" --dry-run --Werror <"$TMP/files" >"$TMP/diff" 2>&1
+status=$?
+bad=$(sed -n 's/^\([^:]*\):[0-9]*:[0-9]*: error:.*/\1/p' "$TMP/diff" | sort -u | paste -sd ' ')
+[ -z "$bad" ] || note "$(head -n 12 "$TMP/diff")"
+is "$status:$bad" "0:" "every file is formatted (make format)"
 done_testing
