@@ -48,6 +48,7 @@ find "${folders[@]}" -type f \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 
     function complain(text) { printf "%s:%s: %s\n", file, line, text; bad = 1 }
     # Where a path of libcore stands; the ports lie between model and engine, and model may use them.
     function rank_of(path,   parts) {
+        if (path ~ /^libcore\/model\/load\./) return 5 # a model into a back end
         split(path, parts, "/")
         return parts[2] in rank ? rank[parts[2]] : 5
     }

@@ -218,6 +218,11 @@ void cpu_scratch_free(struct device_model *m);
 uint64_t cpu_scratch_bytes(const struct model_config *c, const struct step_limits *l,
                            unsigned n_threads);
 
+/* ---- moe.c ---- */
+int cpu_moe_open(struct device_model *m, struct err *err);
+void cpu_moe_free(struct device_model *m);
+uint64_t cpu_moe_floats(const struct model_config *c, uint64_t rows);
+
 /* ---- adapter.c ---- */
 int cpu_adapter_pack_size(struct backend *be, const struct device_model *m,
                           const struct bound_adapter *b, uint64_t *size, struct err *err);

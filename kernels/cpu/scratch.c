@@ -9,15 +9,14 @@ static uint64_t row_floats(const struct model_config *c)
 {
     uint64_t q_dim = (uint64_t)c->n_heads * c->head_dim;
     uint64_t kv_dim = (uint64_t)c->n_kv_heads * c->head_dim;
-    uint64_t d_ff = c->d_ff > c->n_experts_used * c->d_expert ? c->d_ff : c->d_expert;
-    return 3ull * c->d_model + 2 * q_dim + 2 * kv_dim + 3 * d_ff + 2 * c->rotary_dim;
+    return 3ull * c->d_model + 2 * q_dim + 2 * kv_dim + 3ull * c->d_ff + 2 * c->rotary_dim;
 }
 
 static uint64_t thread_floats_of(const struct model_config *c)
 {
     uint64_t vocab = 2ull * (c->vocab_size + LIMIT_ADDED_TOKENS) * 2;
     uint64_t attend = (uint64_t)ISA_ATTEND_QUERIES * (2 * c->head_dim + 4);
-    uint64_t row = 2ull * (c->d_model + c->head_dim + c->d_ff) + 4 * LIMIT_RANK;
+    uint64_t row = 2ull * (c->d_model + c->head_dim + c->d_ff) + 16 * LIMIT_RANK;
     return (vocab + attend + row + 63) / 16 * 16;
 }
 
@@ -26,7 +25,7 @@ uint64_t cpu_scratch_bytes(const struct model_config *c, const struct step_limit
 {
     uint64_t floats = l->max_rows * row_floats(c);
     floats += (uint64_t)l->max_logit_rows * (c->vocab_size + LIMIT_ADDED_TOKENS + c->d_model);
-    floats += n_threads * thread_floats_of(c);
+    floats += n_threads * thread_floats_of(c) + cpu_moe_floats(c, l->max_rows);
     return floats * sizeof(float);
 }
 
@@ -70,11 +69,12 @@ int cpu_scratch_open(struct device_model *m, struct err *err)
         if (rc != 0)
             return rc;
     }
-    return 0;
+    return cpu_moe_open(m, err);
 }
 
 void cpu_scratch_free(struct device_model *m)
 {
+    cpu_moe_free(m);
     struct site_buffers *b = &m->run.buf;
     void *all[] = {
         b->x,      b->h,      b->y,    b->qkv,     b->attn,      b->gate_up,        b->act,
