@@ -1,9 +1,9 @@
 /*
  * moe: y[row] = sum over the chosen experts e of p_e * down_e(act(gate_up_e h)).
- * Router (SITE_ROUTER, with its adapters), softmax over all experts, the n_experts_used largest (the
- * lower index among equals), renormalised when norm_topk. Rows are sorted by expert, so an expert's
- * matrices are read once a step, and only those of chosen experts. The threads share out (expert,
- * panel); adapters' expert parts are added expert by expert.
+ * Router (SITE_ROUTER, with its adapters), softmax over all experts, the n_experts_used largest
+ * (the lower index among equals), renormalised when norm_topk. Rows are sorted by expert, so an
+ * expert's matrices are read once a step, and only those of chosen experts. The threads share out
+ * (expert, panel); adapters' expert parts are added expert by expert.
  */
 #include <math.h>
 #include <string.h>
@@ -83,7 +83,8 @@ void cpu_moe_free(struct device_model *m)
     m->moe = NULL;
 }
 
-// ---- routing -------------------------------------------------------------------------------------
+// ---- routing
+// -------------------------------------------------------------------------------------
 
 /* Softmax over all in place, then the largest ones. */
 static void route_row(const struct model_config *c, float *p, uint32_t *chosen, float *weight)
@@ -123,7 +124,8 @@ static void sort_places(struct cpu_moe *e, const struct model_config *c, uint32_
     e->first[0] = 0;
 }
 
-// ---- the experts' matrices -----------------------------------------------------------------------
+// ---- the experts' matrices
+// -----------------------------------------------------------------------
 
 struct expert_run {
     struct device_model *m;
@@ -223,7 +225,8 @@ static void run_experts(struct device_model *m, const struct op_step *s, uint32_
         worker_pool_run(m->pool, m->config->n_experts, 1, expert_adapters, &r);
 }
 
-// ---- the site ------------------------------------------------------------------------------------
+// ---- the site
+// ------------------------------------------------------------------------------------
 
 static void activate_places(struct device_model *m, uint32_t n)
 {

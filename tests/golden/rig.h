@@ -13,9 +13,10 @@
 #include "kernels/kernels.h"
 #include "libcore/base/sys.h"
 #include "libcore/format/checkpoint.h"
+#include "libcore/format/peft.h"
 #include "libcore/model/load.h"
 
-enum { RIG_SLOTS = 32, RIG_IDS = 256, RIG_REPLACEMENTS = 8 };
+enum { RIG_SLOTS = 32, RIG_IDS = 256, RIG_REPLACEMENTS = 64 };
 
 struct rig_adapter {
     struct adapter *adapter;
@@ -73,6 +74,8 @@ static inline void rig_close(struct rig *r)
         r->be->ops->adapter_unload(r->be, r->dm, i);
         for (uint32_t j = 0; j < r->adapters[i].n_replacements; j++)
             r->be->ops->replacement_free(r->be, r->adapters[i].replacements[j].weight);
+        bound_free(r->adapters[i].bound);
+        adapter_free(r->adapters[i].adapter);
     }
     if (r->dm) {
         r->be->ops->pool_free(r->be, r->dm);
@@ -121,6 +124,55 @@ static inline int rig_open(struct rig *r, const char *folder, const struct step_
     r->n_chunks = (n_pages + r->pages_per_chunk - 1) / r->pages_per_chunk + n_chunks;
     r->chunk_end = r->n_chunks;
     return r->be->ops->pool_open(r->be, r->dm, r->n_chunks, err);
+}
+
+/* Reads, binds, packs and loads the adapter at `path`; its slot, or a negative code. */
+static inline int rig_add_adapter(struct rig *r, const char *path, struct err *err)
+{
+    const struct backend_ops *ops = r->be->ops;
+    struct rig_adapter *a = &r->adapters[r->n_adapters];
+    uint64_t size = 0, bytes;
+    void *image = NULL;
+    if (r->n_adapters == RIG_SLOTS)
+        return err_set(err, ERR_LIMIT, "the rig has %d slots", RIG_SLOTS);
+    int rc = peft_read(&a->adapter, path, NULL, err);
+    if (rc == 0)
+        rc = bind_adapter(&a->bound, a->adapter, r->modules, &r->config, err);
+    if (rc == 0)
+        rc = backend_set_gains(r->be, r->dm, a->bound, err);
+    if (rc == 0)
+        rc = ops->adapter_pack_size(r->be, r->dm, a->bound, &size, err);
+    if (rc == 0 && !(image = ops->host_alloc(r->be, size)))
+        rc = err_set(err, ERR_NO_MEMORY, "no memory for an image");
+    if (rc == 0)
+        rc = ops->adapter_pack(r->be, r->dm, a->bound, image, size, err);
+    for (size_t i = 0; rc == 0 && i < a->bound->n_parts; i++) {
+        const struct bound_part *p = &a->bound->parts[i];
+        struct adapter_replacement *to = &a->replacements[a->n_replacements];
+        if (!tensor_present(&p->module->full))
+            continue;
+        if (a->n_replacements == RIG_REPLACEMENTS)
+            rc = err_set(err, ERR_LIMIT, "the rig has no room for so many replacements");
+        else
+            rc = ops->replacement_load(r->be, r->dm, p, &to->weight, &bytes, err);
+        to->part = p;
+        a->n_replacements += rc == 0;
+    }
+    uint32_t chunks[64];
+    uint32_t n = (uint32_t)((size + BACKEND_CHUNK_BYTES - 1) / BACKEND_CHUNK_BYTES);
+    for (uint32_t i = 0; rc == 0 && i < n; i++)
+        chunks[i] = --r->chunk_end;
+    uint32_t slot = r->n_adapters++;
+    if (rc == 0)
+        rc = ops->adapter_load(r->be, r->dm, slot, image, size, chunks, n, a->replacements,
+                               a->n_replacements, err);
+    enum adapter_state state = ADAPTER_LOADING;
+    while (rc == 0 && state == ADAPTER_LOADING)
+        state = ops->adapter_poll(r->be, r->dm, slot);
+    if (rc == 0 && state != ADAPTER_READY)
+        rc = err_set(err, ERR_DEVICE, "%s: the load failed", path);
+    ops->host_free(r->be, image);
+    return rc ? rc : (int)slot;
 }
 
 /* ---- requests ---- */
