@@ -43,11 +43,11 @@ KERNELS := \
     model moe norm rope sample scratch sgmv_expand sgmv_shrink step) \
   $(addprefix kernels/cpu/isa/,isa isa_avx2 isa_avx512 isa_plain)
 STORE := \
-  $(addprefix store/,blob index index_query index_vfs lease lock manifest manifest_adapter \
-    names publish refs schema store)
+  $(addprefix store/,blob cache gc id_set index index_query index_vfs \
+    lease lock manifest manifest_adapter names object publish refs schema source store)
 CMD := \
-  $(addprefix cmd/,main cmd options options_sources options_value help help_man progress table) \
-  $(addprefix cmd/cmd_,env completion version help) \
+  $(addprefix cmd/,main cmd model_ref options options_sources options_value help help_man progress table) \
+  $(addprefix cmd/cmd_,tag rm gc env completion version help) \
   $(addprefix cmd/serve/,answer auth fields http params)
 
 LIBS_LIBCORE := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread

@@ -14,7 +14,7 @@ struct manifest_origin {
     const char *source;  // path that it was imported from
     const char *base_id; // "" or NULL: unknown
     json_t *ignored;     // names of configuration fields that were ignored on request; or NULL
-    json_t *warnings;    // more than the adapter's own; or NULL
+    json_t *warnings;    // the adapter's and the import's; NULL: the adapter's own
 };
 
 /* *out: a new manifest without "files". */

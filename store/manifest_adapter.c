@@ -110,14 +110,10 @@ static json_t *tensors_json(const struct adapter *a, uint64_t *host_bytes)
     return list;
 }
 
-static json_t *joined(const json_t *a, const json_t *b)
+static json_t *kept_warnings(const struct adapter *a, const struct manifest_origin *origin)
 {
-    json_t *all = json_array();
-    if (all && a)
-        json_array_extend(all, (json_t *)a);
-    if (all && b)
-        json_array_extend(all, (json_t *)b);
-    return all;
+    const json_t *list = origin->warnings ? origin->warnings : a->warnings;
+    return list ? json_deep_copy(list) : json_array();
 }
 
 int manifest_of_adapter(json_t **out, const struct adapter *a, const struct manifest_origin *origin,
@@ -149,7 +145,7 @@ int manifest_of_adapter(json_t **out, const struct adapter *a, const struct mani
             (json_int_t)a->n_parameters, "targets", strbuf_text(&targets), "dtype", dtype_text(a),
             "bytes", "disk", (json_int_t)0, "host", (json_int_t)host_bytes, "device",
             (json_int_t)(a->n_parameters * 2), "config", a->config ? a->config : json_null(),
-            "warnings", joined(a->warnings, origin->warnings), "ignored_fields",
+            "warnings", kept_warnings(a, origin), "ignored_fields",
             origin->ignored ? origin->ignored : json_null(), "tensors", tensors, "files");
         if (!m || !more || json_object_update(m, more) != 0)
             rc = no_memory(err);

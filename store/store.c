@@ -216,6 +216,17 @@ static int open_index(struct store *s, struct err *err)
     return rc;
 }
 
+/* Links in the cache point into the store, so its path must hold from anywhere. */
+static int make_absolute(struct store *s, struct err *err)
+{
+    char *path = file_real_path(s->path, err);
+    if (!path)
+        return err ? err->code : ERR_FAIL;
+    sys_free(s->path);
+    s->path = path;
+    return 0;
+}
+
 static int open_store(struct store **out, const char *path, const struct store_options *opt,
                       bool repair, struct err *err)
 {
@@ -231,6 +242,8 @@ static int open_store(struct store **out, const char *path, const struct store_o
         err_clear(err);
         rc = create(s, err);
     }
+    if (!rc)
+        rc = make_absolute(s, err);
     if (!rc) {
         rc = open_index(s, err);
         if (rc == ERR_CORRUPT && repair) {

@@ -257,6 +257,11 @@ int sys_link(const char *from, const char *to)
     FILE_CALL(int, link(from, to));
 }
 
+int sys_symlink(const char *target, const char *path)
+{
+    FILE_CALL(int, symlink(target, path));
+}
+
 int sys_unlink(const char *path)
 {
     FILE_CALL(int, unlink(path));
@@ -295,6 +300,11 @@ int sys_lstat(const char *path, struct stat *st)
 int sys_fstat(int fd, struct stat *st)
 {
     FILE_CALL(int, fstat(fd, st));
+}
+
+int sys_touch(int fd)
+{
+    FILE_CALL(int, futimens(fd, NULL));
 }
 
 int sys_flock(int fd, int operation)

@@ -56,6 +56,7 @@ int sys_fdatasync(int fd);
 int sys_rename(const char *from, const char *to);
 int sys_rename_noreplace(const char *from, const char *to); // EEXIST when `to` is there
 int sys_link(const char *from, const char *to);
+int sys_symlink(const char *target, const char *path);
 int sys_unlink(const char *path);
 int sys_mkdir(const char *path, mode_t mode);
 int sys_rmdir(const char *path);
@@ -64,6 +65,7 @@ int sys_fchmod(int fd, mode_t mode);
 int sys_stat(const char *path, struct stat *st);
 int sys_lstat(const char *path, struct stat *st);
 int sys_fstat(int fd, struct stat *st);
+int sys_touch(int fd); // both times become now
 int sys_flock(int fd, int operation); // LOCK_NB gives EWOULDBLOCK
 void *sys_mmap_read(int fd,
                     size_t n); // n > 0 bytes from the start, private, read-only; NULL on failure
