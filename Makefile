@@ -31,6 +31,9 @@ LIBCORE := \
   $(addprefix libcore/text/,added bpe bpe_merge cp_set decode decode_read json_fields json_pull \
     normalize post_process pre_read pre_tokenize regex regex_parse token_stream tokenizer \
     tokenizer_config tokenizer_open unicode unicode_late unicode_table vocab vocab_build word_cache) \
+  $(addprefix libcore/text/jinja_,attr call case compare dict eval exec filters_lazy filters_misc \
+    filters_seq filters_text format globals iter json lex loop methods methods_find methods_make \
+    methods_split ops parse parse_expr render repr scope strformat tests text value) \
   $(addprefix libcore/model/,arch_gemma arch_llama arch_mixtral arch_phi arch_qwen bind bind_coverage \
     bind_variants config config_rope load \
     module) \

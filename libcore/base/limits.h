@@ -43,6 +43,8 @@ enum {
     LIMIT_TEMPLATE_OUTPUT_BYTES = 64 << 20,
     LIMIT_TEMPLATE_STEPS = 20000000,
     LIMIT_TEMPLATE_DEPTH = 200,
+    // a text that grows by doubling to the output's bound takes four times that, with its leftovers
+    LIMIT_TEMPLATE_MEMORY_BYTES = 256 << 20,
 };
 
 #endif

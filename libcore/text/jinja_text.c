@@ -1,0 +1,243 @@
+/* Characters and strings as Python's str sees them: code points, classes, white space. */
+#include <string.h>
+#include <utf8proc.h>
+
+#include "libcore/text/jinja_impl.h"
+
+struct range {
+    uint32_t first, last;
+};
+
+/* What the general category does not tell: digits and numbers that are not decimal, cased letters
+ * that are not Ll or Lu (Python 3.11's tables). */
+static const struct range digits[] = {
+    {0xB2, 0xB3},       {0xB9, 0xB9},       {0x1369, 0x1371},   {0x19DA, 0x19DA},
+    {0x2070, 0x2070},   {0x2074, 0x2079},   {0x2080, 0x2089},   {0x2460, 0x2468},
+    {0x2474, 0x247C},   {0x2488, 0x2490},   {0x24EA, 0x24EA},   {0x24F5, 0x24FD},
+    {0x24FF, 0x24FF},   {0x2776, 0x277E},   {0x2780, 0x2788},   {0x278A, 0x2792},
+    {0x10A40, 0x10A43}, {0x10E60, 0x10E68}, {0x11052, 0x1105A}, {0x1F100, 0x1F10A},
+};
+static const struct range numerics[] = {
+    {0xBC, 0xBE},       {0x9F4, 0x9F9},     {0xB72, 0xB77},     {0xBF0, 0xBF2},
+    {0xC78, 0xC7E},     {0xD58, 0xD5E},     {0xD70, 0xD78},     {0xF2A, 0xF33},
+    {0x1372, 0x137C},   {0x16EE, 0x16F0},   {0x17F0, 0x17F9},   {0x2150, 0x2182},
+    {0x2185, 0x2189},   {0x2469, 0x2473},   {0x247D, 0x2487},   {0x2491, 0x249B},
+    {0x24EB, 0x24F4},   {0x24FE, 0x24FE},   {0x277F, 0x277F},   {0x2789, 0x2789},
+    {0x2793, 0x2793},   {0x2CFD, 0x2CFD},   {0x3007, 0x3007},   {0x3021, 0x3029},
+    {0x3038, 0x303A},   {0x3192, 0x3195},   {0x3220, 0x3229},   {0x3248, 0x324F},
+    {0x3251, 0x325F},   {0x3280, 0x3289},   {0x32B1, 0x32BF},   {0x3405, 0x3405},
+    {0x3483, 0x3483},   {0x382A, 0x382A},   {0x3B4D, 0x3B4D},   {0x4E00, 0x4E00},
+    {0x4E03, 0x4E03},   {0x4E07, 0x4E07},   {0x4E09, 0x4E09},   {0x4E5D, 0x4E5D},
+    {0x4E8C, 0x4E8C},   {0x4E94, 0x4E94},   {0x4E96, 0x4E96},   {0x4EBF, 0x4EC0},
+    {0x4EDF, 0x4EDF},   {0x4EE8, 0x4EE8},   {0x4F0D, 0x4F0D},   {0x4F70, 0x4F70},
+    {0x5104, 0x5104},   {0x5146, 0x5146},   {0x5169, 0x5169},   {0x516B, 0x516B},
+    {0x516D, 0x516D},   {0x5341, 0x5341},   {0x5343, 0x5345},   {0x534C, 0x534C},
+    {0x53C1, 0x53C4},   {0x56DB, 0x56DB},   {0x58F1, 0x58F1},   {0x58F9, 0x58F9},
+    {0x5E7A, 0x5E7A},   {0x5EFE, 0x5EFF},   {0x5F0C, 0x5F0E},   {0x5F10, 0x5F10},
+    {0x62FE, 0x62FE},   {0x634C, 0x634C},   {0x67D2, 0x67D2},   {0x6F06, 0x6F06},
+    {0x7396, 0x7396},   {0x767E, 0x767E},   {0x8086, 0x8086},   {0x842C, 0x842C},
+    {0x8CAE, 0x8CAE},   {0x8CB3, 0x8CB3},   {0x8D30, 0x8D30},   {0x9621, 0x9621},
+    {0x9646, 0x9646},   {0x964C, 0x964C},   {0x9678, 0x9678},   {0x96F6, 0x96F6},
+    {0xA6E6, 0xA6EF},   {0xA830, 0xA835},   {0xF96B, 0xF96B},   {0xF973, 0xF973},
+    {0xF978, 0xF978},   {0xF9B2, 0xF9B2},   {0xF9D1, 0xF9D1},   {0xF9D3, 0xF9D3},
+    {0xF9FD, 0xF9FD},   {0x10107, 0x10133}, {0x10140, 0x10178}, {0x1018A, 0x1018B},
+    {0x102E1, 0x102FB}, {0x10320, 0x10323}, {0x10341, 0x10341}, {0x1034A, 0x1034A},
+    {0x103D1, 0x103D5}, {0x10858, 0x1085F}, {0x10879, 0x1087F}, {0x108A7, 0x108AF},
+    {0x108FB, 0x108FF}, {0x10916, 0x1091B}, {0x109BC, 0x109BD}, {0x109C0, 0x109CF},
+    {0x109D2, 0x109FF}, {0x10A44, 0x10A48}, {0x10A7D, 0x10A7E}, {0x10A9D, 0x10A9F},
+    {0x10AEB, 0x10AEF}, {0x10B58, 0x10B5F}, {0x10B78, 0x10B7F}, {0x10BA9, 0x10BAF},
+    {0x10CFA, 0x10CFF}, {0x10E69, 0x10E7E}, {0x10F1D, 0x10F26}, {0x10F51, 0x10F54},
+    {0x10FC5, 0x10FCB}, {0x1105B, 0x11065}, {0x111E1, 0x111F4}, {0x1173A, 0x1173B},
+    {0x118EA, 0x118F2}, {0x11C5A, 0x11C6C}, {0x11FC0, 0x11FD4}, {0x12400, 0x1246E},
+    {0x16B5B, 0x16B61}, {0x16E80, 0x16E96}, {0x1D2E0, 0x1D2F3}, {0x1D360, 0x1D378},
+    {0x1E8C7, 0x1E8CF}, {0x1EC71, 0x1ECAB}, {0x1ECAD, 0x1ECAF}, {0x1ECB1, 0x1ECB4},
+    {0x1ED01, 0x1ED2D}, {0x1ED2F, 0x1ED3D}, {0x1F10B, 0x1F10C}, {0x20001, 0x20001},
+    {0x20064, 0x20064}, {0x200E2, 0x200E2}, {0x20121, 0x20121}, {0x2092A, 0x2092A},
+    {0x20983, 0x20983}, {0x2098C, 0x2098C}, {0x2099C, 0x2099C}, {0x20AEA, 0x20AEA},
+    {0x20AFD, 0x20AFD}, {0x20B19, 0x20B19}, {0x22390, 0x22390}, {0x22998, 0x22998},
+    {0x23B1B, 0x23B1B}, {0x2626D, 0x2626D}, {0x2F890, 0x2F890},
+};
+static const struct range other_lower[] = {
+    {0xAA, 0xAA},       {0xBA, 0xBA},       {0x2B0, 0x2B8},     {0x2C0, 0x2C1},
+    {0x2E0, 0x2E4},     {0x345, 0x345},     {0x37A, 0x37A},     {0x1D2C, 0x1D6A},
+    {0x1D78, 0x1D78},   {0x1D9B, 0x1DBF},   {0x2071, 0x2071},   {0x207F, 0x207F},
+    {0x2090, 0x209C},   {0x2170, 0x217F},   {0x24D0, 0x24E9},   {0x2C7C, 0x2C7D},
+    {0xA69C, 0xA69D},   {0xA770, 0xA770},   {0xA7F8, 0xA7F9},   {0xAB5C, 0xAB5F},
+    {0x10780, 0x10780}, {0x10783, 0x10785}, {0x10787, 0x107B0}, {0x107B2, 0x107BA},
+};
+static const struct range other_upper[] = {
+    {0x2160, 0x216F}, {0x24B6, 0x24CF}, {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189},
+};
+
+static bool in(const struct range *table, size_t n, uint32_t cp)
+{
+    size_t low = 0, high = n;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (table[middle].last < cp)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < n && table[low].first <= cp;
+}
+
+#define IN(table, cp) in(table, sizeof table / sizeof *table, cp)
+
+static utf8proc_category_t category(uint32_t cp)
+{
+    return utf8proc_category((utf8proc_int32_t)cp);
+}
+
+size_t jinja_decode(const char *data, size_t len, uint32_t *cp)
+{
+    const unsigned char *s = (const unsigned char *)data;
+    size_t n = s[0] < 0x80 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
+    if (n > len) {
+        *cp = 0xFFFD;
+        return 1;
+    }
+    if (n == 1)
+        *cp = s[0];
+    else if (n == 2)
+        *cp = (s[0] & 0x1Fu) << 6 | (s[1] & 0x3Fu);
+    else if (n == 3)
+        *cp = (s[0] & 0x0Fu) << 12 | (s[1] & 0x3Fu) << 6 | (s[2] & 0x3Fu);
+    else
+        *cp = (s[0] & 0x07u) << 18 | (s[1] & 0x3Fu) << 12 | (s[2] & 0x3Fu) << 6 | (s[3] & 0x3Fu);
+    return n;
+}
+
+/* Bytes of a well-formed sequence at s (no overlong forms, no surrogates), or 0. */
+static size_t valid_one(const unsigned char *s, size_t len)
+{
+    uint32_t cp;
+    if (s[0] < 0x80)
+        return 1;
+    if (s[0] < 0xC2 || s[0] > 0xF4)
+        return 0;
+    size_t n = s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
+    if (n > len)
+        return 0;
+    for (size_t i = 1; i < n; i++)
+        if ((s[i] & 0xC0) != 0x80)
+            return 0;
+    jinja_decode((const char *)s, n, &cp);
+    if ((n == 3 && cp < 0x800) || (n == 4 && (cp < 0x10000 || cp > 0x10FFFF)))
+        return 0;
+    return cp >= 0xD800 && cp <= 0xDFFF ? 0 : n;
+}
+
+bool jinja_valid_utf8(const char *data, size_t len)
+{
+    for (size_t i = 0; i < len;) {
+        size_t n = valid_one((const unsigned char *)data + i, len - i);
+        if (!n)
+            return false;
+        i += n;
+    }
+    return true;
+}
+
+size_t jinja_n_chars(struct jinja_str *s)
+{
+    if (s->n_chars != JINJA_UNCOUNTED)
+        return s->n_chars;
+    size_t n = 0;
+    for (size_t i = 0; i < s->len; i++)
+        n += ((unsigned char)s->data[i] & 0xC0) != 0x80;
+    s->n_chars = n;
+    return n;
+}
+
+size_t jinja_char_offset(struct jinja_str *s, size_t char_idx)
+{
+    size_t n = jinja_n_chars(s), i = 0;
+    if (char_idx >= n)
+        return s->len;
+    if (n == s->len)
+        return char_idx;
+    while (char_idx--) {
+        i++;
+        while (((unsigned char)s->data[i] & 0xC0) == 0x80)
+            i++;
+    }
+    return i;
+}
+
+/* ---- classes ---- */
+bool jinja_is_space(uint32_t cp)
+{
+    if (cp < 0x80)
+        return cp == ' ' || (cp >= 0x09 && cp <= 0x0D) || (cp >= 0x1C && cp <= 0x1F);
+    return cp == 0x85 || cp == 0xA0 || cp == 0x1680 || (cp >= 0x2000 && cp <= 0x200A) ||
+           cp == 0x2028 || cp == 0x2029 || cp == 0x202F || cp == 0x205F || cp == 0x3000;
+}
+
+bool jinja_is_line_break(uint32_t cp)
+{
+    return (cp >= 0x0A && cp <= 0x0D) || (cp >= 0x1C && cp <= 0x1E) || cp == 0x85 || cp == 0x2028 ||
+           cp == 0x2029;
+}
+
+bool jinja_is_alpha(uint32_t cp)
+{
+    if (cp < 0x80)
+        return (cp | 0x20) >= 'a' && (cp | 0x20) <= 'z';
+    utf8proc_category_t c = category(cp);
+    return c >= UTF8PROC_CATEGORY_LU && c <= UTF8PROC_CATEGORY_LO;
+}
+
+bool jinja_is_decimal(uint32_t cp)
+{
+    return cp < 0x80 ? cp >= '0' && cp <= '9' : category(cp) == UTF8PROC_CATEGORY_ND;
+}
+
+bool jinja_is_digit(uint32_t cp)
+{
+    return jinja_is_decimal(cp) || IN(digits, cp);
+}
+
+bool jinja_is_numeric(uint32_t cp)
+{
+    return jinja_is_digit(cp) || IN(numerics, cp);
+}
+
+bool jinja_is_word(uint32_t cp)
+{
+    return cp == '_' || jinja_is_alpha(cp) || jinja_is_numeric(cp);
+}
+
+bool jinja_is_lower(uint32_t cp)
+{
+    return category(cp) == UTF8PROC_CATEGORY_LL || IN(other_lower, cp);
+}
+
+bool jinja_is_upper(uint32_t cp)
+{
+    return category(cp) == UTF8PROC_CATEGORY_LU || IN(other_upper, cp);
+}
+
+bool jinja_is_title(uint32_t cp)
+{
+    return category(cp) == UTF8PROC_CATEGORY_LT;
+}
+
+bool jinja_is_printable(uint32_t cp)
+{
+    if (cp < 0x80)
+        return cp >= 0x20 && cp < 0x7F;
+    switch (category(cp)) {
+    case UTF8PROC_CATEGORY_CC:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_CS:
+    case UTF8PROC_CATEGORY_CO:
+    case UTF8PROC_CATEGORY_CN:
+    case UTF8PROC_CATEGORY_ZL:
+    case UTF8PROC_CATEGORY_ZP:
+    case UTF8PROC_CATEGORY_ZS:
+        return false;
+    default:
+        return true;
+    }
+}
