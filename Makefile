@@ -38,7 +38,8 @@ LIBCORE := \
     bind_variants config config_rope load \
     module) \
   $(addprefix libcore/merge/,) \
-  $(addprefix libcore/engine/,) \
+  $(addprefix libcore/engine/,adapter_load adapter_place adapter_pool admission batch device_pool engine engine_worker \
+    fair kv_cache prefix_cache scheduler sequence trace) \
   libcore/backend
 KERNELS := \
   $(addprefix kernels/,registry sites) \

@@ -1,0 +1,367 @@
+#include <string.h>
+
+#include "libcore/base/log.h"
+#include "libcore/base/sys.h"
+#include "libcore/engine/adapter_pool_impl.h"
+
+// ---- what an adapter is
+// --------------------------------------------------------------------------
+
+static uint64_t replacement_bytes(const struct bound_adapter *b)
+{
+    uint64_t n = 0;
+    for (size_t i = 0; i < b->n_parts; i++)
+        n += tensor_present(&b->parts[i].module->full) ? tensor_n_bytes(&b->parts[i].module->full)
+                                                       : 0;
+    return n;
+}
+
+int adapter_load_describe(struct adapter_pool *p, const struct bound_adapter *b,
+                          struct adapter_traits *out, struct err *err)
+{
+    const struct backend_ops *ops = p->opt.be->ops;
+    *out = (struct adapter_traits){.kinds = b->kinds,
+                                   .rank = b->adapter->max_rank,
+                                   .n_vocab = b->n_vocab,
+                                   .replacement_bytes = replacement_bytes(b)};
+    int rc = ops->supports(p->opt.be, p->opt.config, b->kinds, err);
+    if (rc)
+        return rc;
+    for (size_t i = 0; i < b->n_parts; i++) {
+        if (tensor_present(&b->parts[i].module->magnitude) && !b->parts[i].gain)
+            return 0; // gains need W: measured when it is loaded
+    }
+    rc = ops->adapter_pack_size(p->opt.be, p->opt.model, b, &out->image_bytes, err);
+    out->sized = rc == 0;
+    return rc;
+}
+
+void adapter_load_set_traits(struct adapter_entry *e, const struct adapter_traits *t)
+{
+    e->known = true;
+    e->kinds = t->kinds;
+    e->rank = t->rank;
+    e->n_vocab = t->n_vocab;
+    if (!t->sized)
+        return;
+    e->sized = true;
+    e->image_bytes = t->image_bytes;
+    e->replacement_bytes = t->replacement_bytes;
+}
+
+// ---- room in host memory
+// -------------------------------------------------------------------------
+
+/* An image may go unless the device still waits for it. */
+static bool host_evictable(const struct adapter_entry *e)
+{
+    return e->host == HOST_READY && (e->device == DEVICE_READY || !e->in_wanted);
+}
+
+void adapter_load_drop_host(struct adapter_entry *e)
+{
+    struct adapter_pool *p = e->pool;
+    if (e->host != HOST_READY)
+        return;
+    p->opt.be->ops->host_free(p->opt.be, e->image);
+    bound_free(e->bound);
+    adapter_free(e->adapter);
+    e->image = NULL;
+    e->bound = NULL;
+    e->adapter = NULL;
+    p->host_bytes -= e->host_bytes;
+    p->n_host--;
+    e->host_bytes = 0;
+    e->host = HOST_NONE;
+    pthread_cond_broadcast(&p->host_room);
+}
+
+static bool evict_host(struct adapter_pool *p)
+{
+    struct adapter_entry *worst = NULL;
+    for (uint32_t i = 0; i < POOL_BUCKETS; i++) {
+        for (struct adapter_entry *e = p->buckets[i]; e; e = e->next_in_bucket) {
+            if (host_evictable(e) &&
+                (!worst || adapter_entry_worth(e, false) < adapter_entry_worth(worst, false)))
+                worst = e;
+        }
+    }
+    if (!worst)
+        return false;
+    p->evictions[0]++;
+    adapter_load_drop_host(worst);
+    return true;
+}
+
+static bool host_fits(const struct adapter_pool *p, uint64_t n_bytes)
+{
+    if (p->n_host == 0)
+        return true; // one image always, if only on its way to the device
+    uint32_t max = p->opt.max_host_adapters;
+    return (max == 0 || p->n_host < max) && p->host_bytes + n_bytes <= p->opt.host_bytes;
+}
+
+/* Waits until the image may be held and counts it. ERR_CANCELLED: nobody wants it any more. */
+static int reserve_host(struct adapter_entry *e, uint64_t n_bytes, struct err *err)
+{
+    struct adapter_pool *p = e->pool;
+    int rc = 0;
+    pthread_mutex_lock(&p->mutex);
+    while (!host_fits(p, n_bytes)) {
+        if (p->stopped || !e->in_wanted) {
+            rc = err_set(err, ERR_CANCELLED, "adapter %.12s: nobody waits for it", e->content_id);
+            break;
+        }
+        if (!evict_host(p))
+            pthread_cond_wait(&p->host_room, &p->mutex);
+    }
+    if (rc == 0) {
+        p->host_bytes += n_bytes;
+        p->n_host++;
+    }
+    pthread_mutex_unlock(&p->mutex);
+    return rc;
+}
+
+static void unreserve_host(struct adapter_pool *p, uint64_t n_bytes)
+{
+    pthread_mutex_lock(&p->mutex);
+    p->host_bytes -= n_bytes;
+    p->n_host--;
+    pthread_cond_broadcast(&p->host_room);
+    pthread_mutex_unlock(&p->mutex);
+}
+
+// ---- disk to host
+// --------------------------------------------------------------------------------
+
+struct loaded {
+    struct adapter_traits traits;
+    void *image;
+    uint64_t host_bytes; // reserved
+    uint32_t *chunks;
+    struct adapter *adapter;
+    struct bound_adapter *bound;
+};
+
+/* Reserves, then allocates the image and the list of chunks for it. */
+static int allocate_image(struct adapter_entry *e, struct loaded *l, struct err *err)
+{
+    struct adapter_pool *p = e->pool;
+    uint64_t size = l->traits.image_bytes;
+    uint64_t n_chunks = (size + BACKEND_CHUNK_BYTES - 1) / BACKEND_CHUNK_BYTES;
+    uint64_t n_bytes = size + (l->adapter ? l->traits.replacement_bytes : 0);
+    int rc = reserve_host(e, n_bytes, err);
+    if (rc)
+        return rc;
+    l->host_bytes = n_bytes;
+    l->image = p->opt.be->ops->host_alloc(p->opt.be, size ? size : 1);
+    l->chunks = sys_calloc(n_chunks ? n_chunks : 1, sizeof *l->chunks);
+    if (l->image && l->chunks)
+        return 0;
+    unreserve_host(p, n_bytes);
+    return err_set(err, ERR_NO_MEMORY, "adapter %.12s: no host memory for %llu bytes",
+                   e->content_id, (unsigned long long)size);
+}
+
+/* The back end's image as the store kept it. ERR_NOT_FOUND and the like: make a new one. */
+static int read_pack(struct adapter_entry *e, struct loaded *l, struct err *err)
+{
+    struct adapter_pool *p = e->pool;
+    struct adapter_source *s = p->opt.source;
+    if (!p->pack_key[0] || !s->ops->pack_read)
+        return err_set(err, ERR_NOT_FOUND, "packs are not kept");
+    pthread_mutex_lock(&p->mutex);
+    bool usable = e->known && !(e->kinds & ADAPTER_FULL);
+    l->traits.kinds = e->kinds;
+    l->traits.rank = e->rank;
+    l->traits.n_vocab = e->n_vocab;
+    pthread_mutex_unlock(&p->mutex);
+    if (!usable)
+        return err_set(err, ERR_NOT_FOUND, "its kinds are not known");
+    int rc = s->ops->pack_size(s, e->content_id, p->pack_key, &l->traits.image_bytes, err);
+    if (rc == 0)
+        rc = allocate_image(e, l, err);
+    if (rc)
+        return rc;
+    l->traits.sized = true;
+    rc = s->ops->pack_read(s, e->content_id, p->pack_key, l->image, l->traits.image_bytes, err);
+    if (rc == 0)
+        return 0;
+    unreserve_host(p, l->host_bytes);
+    p->opt.be->ops->host_free(p->opt.be, l->image);
+    sys_free(l->chunks);
+    l->image = l->chunks = NULL;
+    return rc;
+}
+
+static int read_and_bind(struct adapter_entry *e, struct loaded *l, struct err *err)
+{
+    struct adapter_pool *p = e->pool;
+    if (!p->opt.source)
+        return err_set(err, ERR_NOT_FOUND, "adapter %.12s: this engine has no adapter source",
+                       e->content_id);
+    int rc = p->opt.source->ops->get(p->opt.source, e->content_id, &l->adapter, err);
+    if (rc)
+        return rc;
+    if (l->adapter->content_id[0] && strcmp(l->adapter->content_id, e->content_id) != 0)
+        return err_set(err, ERR_CORRUPT, "adapter %.12s: the source gave %.12s", e->content_id,
+                       l->adapter->content_id);
+    rc = bind_adapter(&l->bound, l->adapter, p->opt.modules, p->opt.config, err);
+    if (rc == 0 && (l->bound->kinds & ADAPTER_DORA))
+        rc = backend_set_gains(p->opt.be, p->opt.model, l->bound, err);
+    if (rc == 0)
+        rc = adapter_load_describe(p, l->bound, &l->traits, err);
+    return rc;
+}
+
+static int make_image(struct adapter_entry *e, struct loaded *l, struct err *err)
+{
+    struct adapter_pool *p = e->pool;
+    struct adapter_source *s = p->opt.source;
+    int rc = read_and_bind(e, l, err);
+    if (rc == 0)
+        rc = allocate_image(e, l, err);
+    if (rc)
+        return rc;
+    rc = p->opt.be->ops->adapter_pack(p->opt.be, p->opt.model, l->bound, l->image,
+                                      l->traits.image_bytes, err);
+    if (rc) {
+        unreserve_host(p, l->host_bytes);
+        return rc;
+    }
+    struct err ignored = {0};
+    if (p->pack_key[0] && s->ops->pack_write &&
+        s->ops->pack_write(s, e->content_id, p->pack_key, l->image, l->traits.image_bytes,
+                           &ignored))
+        log_debug("adapter_load", "pack not kept id=%.12s reason=\"%s\"", e->content_id,
+                  ignored.msg);
+    return 0;
+}
+
+static void publish(struct adapter_entry *e, struct loaded *l, uint64_t took_ns)
+{
+    struct adapter_pool *p = e->pool;
+    adapter_load_set_traits(e, &l->traits);
+    e->host = HOST_READY;
+    e->image = l->image;
+    sys_free(e->chunks);
+    e->chunks = l->chunks;
+    e->host_bytes = l->host_bytes;
+    e->host_tick = e->host_placed_tick = ++p->tick;
+    e->load_ns = took_ns;
+    p->loads_done[0]++;
+    p->load_bytes[0] += l->host_bytes;
+    p->load_ns[0] += took_ns;
+    if (l->traits.kinds & ADAPTER_FULL) { // the upload reads its replacements
+        e->adapter = l->adapter;
+        e->bound = l->bound;
+        l->adapter = NULL;
+        l->bound = NULL;
+    }
+}
+
+static void load_job(void *arg)
+{
+    struct adapter_entry *e = arg;
+    struct adapter_pool *p = e->pool;
+    struct loaded l = {0};
+    struct err err = {0};
+    uint64_t begin = thread_now_ns();
+    pthread_mutex_lock(&p->mutex);
+    bool stopped = p->stopped;
+    pthread_mutex_unlock(&p->mutex);
+    int rc = stopped ? ERR_CANCELLED : read_pack(e, &l, &err);
+    if (rc && rc != ERR_CANCELLED) {
+        err_clear(&err);
+        l = (struct loaded){0};
+        rc = make_image(e, &l, &err);
+    }
+    pthread_mutex_lock(&p->mutex);
+    if (rc == 0) {
+        publish(e, &l, thread_now_ns() - begin);
+    } else {
+        e->host = HOST_NONE;
+        if (rc != ERR_CANCELLED) {
+            e->load_error = err;
+            p->load_failures++;
+        }
+    }
+    pthread_mutex_unlock(&p->mutex);
+    if (rc) {
+        if (l.image)
+            p->opt.be->ops->host_free(p->opt.be, l.image);
+        sys_free(l.chunks);
+    }
+    bound_free(l.bound);
+    adapter_free(l.adapter);
+    p->opt.wake(p->opt.user);
+}
+
+void adapter_load_start(struct adapter_entry *e)
+{
+    // a full queue is no failure: the worker asks again
+    if (!e->pool->stopped && job_queue_add(e->pool->loads, load_job, e, NULL) == 0)
+        e->host = HOST_LOADING;
+}
+
+// ---- host to device
+// ------------------------------------------------------------------------------
+
+static int load_replacements(struct adapter_entry *e, uint64_t *n_bytes, struct err *err)
+{
+    struct adapter_pool *p = e->pool;
+    *n_bytes = 0;
+    if (!e->bound)
+        return 0;
+    e->replacements = sys_calloc(e->bound->n_parts, sizeof *e->replacements);
+    if (!e->replacements)
+        return err_set(err, ERR_NO_MEMORY, "adapter %.12s: no memory", e->content_id);
+    for (size_t i = 0; i < e->bound->n_parts; i++) {
+        const struct bound_part *part = &e->bound->parts[i];
+        if (!tensor_present(&part->module->full))
+            continue;
+        uint64_t one = 0;
+        struct adapter_replacement *r = &e->replacements[e->n_replacements];
+        r->part = part;
+        int rc =
+            p->opt.be->ops->replacement_load(p->opt.be, p->opt.model, part, &r->weight, &one, err);
+        if (rc)
+            return rc;
+        e->n_replacements++;
+        *n_bytes += one;
+    }
+    return 0;
+}
+
+/* Reads only what the mutex protects from change while the upload runs: image, bound, slot, chunks.
+ */
+static void upload_job(void *arg)
+{
+    struct adapter_entry *e = arg;
+    struct adapter_pool *p = e->pool;
+    struct err err = {0};
+    uint64_t n_bytes;
+    int rc = load_replacements(e, &n_bytes, &err);
+    if (rc == 0)
+        rc = p->opt.be->ops->adapter_load(p->opt.be, p->opt.model, e->slot, e->image,
+                                          e->image_bytes, e->chunks, e->n_chunks, e->replacements,
+                                          e->n_replacements, &err);
+    pthread_mutex_lock(&p->mutex);
+    uint64_t now_counted = (uint64_t)e->n_chunks * BACKEND_CHUNK_BYTES + n_bytes;
+    p->device_bytes += now_counted - e->device_bytes; // the estimate made room for it
+    e->device_bytes = now_counted;
+    e->upload_done = true;
+    e->upload_rc = rc;
+    if (rc)
+        e->load_error = err;
+    pthread_mutex_unlock(&p->mutex);
+    p->opt.wake(p->opt.user);
+}
+
+bool adapter_upload_start(struct adapter_entry *e)
+{
+    e->upload_done = false;
+    e->upload_begin_ns = thread_now_ns();
+    return job_queue_add(e->pool->uploads, upload_job, e, NULL) == 0;
+}
