@@ -27,7 +27,7 @@ $(A_LIBCORE): $(call obj,$(LIBCORE))
 $(A_KERNELS): $(call obj,$(KERNELS))
 $(A_STORE):   $(call obj,$(STORE))
 $(A_CMD):     $(call obj,$(filter-out cmd/main,$(CMD)))
-$(A_TEST):    $(call obj,tests/lib/test)
+$(A_TEST):    $(call obj,tests/lib/test tests/lib/fake_backend tests/lib/fake_source)
 $(B)/%.a:
 	@rm -f $@
 	$(Q)ar rcs $@ $^
@@ -47,7 +47,7 @@ $(B)/kernels/cpu/isa/isa_avx512.o: ALL_CFLAGS += -mavx512f -mavx512bw -mavx512dq
   -mprefer-vector-width=512
 endif
 
--include $(patsubst %,$(B)/%.d,$(LIBCORE) $(KERNELS) $(STORE) $(CMD) tests/lib/test)
+-include $(patsubst %,$(B)/%.d,$(LIBCORE) $(KERNELS) $(STORE) $(CMD) tests/lib/test tests/lib/fake_backend tests/lib/fake_source)
 
 # ---- tests: a folder's tests link only the archives that it may use ----------------------------
 TESTS_C := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/*/test_*.c tests/unit/*/*/test_*.c \
