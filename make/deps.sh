@@ -5,9 +5,11 @@
 # what to install, and the exit status is 1.
 set -u
 what=${1:-build}
-packages=()
+packages=() # without these nothing is built
+wanted=()   # installed along, but nothing stops without them (push and pull are left out without libcurl)
 
 library() { pkg-config --exists "$1" 2>/dev/null || packages+=("$2"); }
+library_wanted() { pkg-config --exists "$1" 2>/dev/null || wanted+=("$2"); }
 program() { command -v "$1" >/dev/null 2>&1 || packages+=("$2"); }
 
 program "${CC_PROGRAM:-gcc}" gcc
@@ -23,10 +25,11 @@ if command -v pkg-config >/dev/null 2>&1; then
     library libarchive libarchive-dev
     library libzstd libzstd-dev
     library libmicrohttpd libmicrohttpd-dev
-    library libcurl libcurl4-openssl-dev
+    library_wanted libcurl libcurl4-openssl-dev
 else
     packages+=(libc6-dev libjansson-dev libpcre2-dev libutf8proc-dev libssl-dev libsqlite3-dev libarchive-dev
-        libzstd-dev libmicrohttpd-dev libcurl4-openssl-dev)
+        libzstd-dev libmicrohttpd-dev)
+    wanted+=(libcurl4-openssl-dev)
 fi
 [ -e /usr/include/stdio.h ] || packages+=(libc6-dev)
 case $what in
@@ -44,7 +47,7 @@ if [ "$what" = all ]; then
     { command -v python3 >/dev/null 2>&1 && python3 -c 'import ensurepip, venv' 2>/dev/null; } || packages+=(python3-venv)
     program git git
 fi
-[ ${#packages[@]} -eq 0 ] && exit 0
+[ ${#packages[@]} -eq 0 ] && [ ${#wanted[@]} -eq 0 ] && exit 0
 
 apt=
 if command -v apt-get >/dev/null 2>&1; then
@@ -55,19 +58,25 @@ if command -v apt-get >/dev/null 2>&1; then
     fi
 fi
 if [ -z "$apt" ]; then
-    echo "missing: please install ${packages[*]}, for example: sudo apt-get install ${packages[*]}" >&2
+    [ ${#packages[@]} -gt 0 ] || exit 0
+    echo "packages are missing; please install them: sudo apt-get install ${packages[*]} ${wanted[*]-}" >&2
     exit 1
 fi
-echo "installing ${packages[*]}"
+echo "installing ${packages[*]-} ${wanted[*]-}"
 log=$(mktemp)
 install() {
-    DEBIAN_FRONTEND=noninteractive $apt install -y --no-install-recommends "${packages[@]}" >>"$log" 2>&1 </dev/null
+    DEBIAN_FRONTEND=noninteractive $apt install -y --no-install-recommends "$@" >>"$log" 2>&1 </dev/null
 }
 # The lists on a bare machine are empty or old: then fetch them and try again.
-if ! install && ! { $apt update >>"$log" 2>&1 </dev/null && install; }; then
+install_or_update() { install "$@" || { $apt update >>"$log" 2>&1 </dev/null && install "$@"; }; }
+if [ ${#packages[@]} -gt 0 ] && ! install_or_update "${packages[@]}"; then
     tail -n 15 "$log" >&2
     echo "could not install ${packages[*]}" >&2
     rm -f "$log"
     exit 1
 fi
+if [ ${#wanted[@]} -gt 0 ] && ! install_or_update "${wanted[@]}"; then
+    echo "could not install ${wanted[*]}; going on without"
+fi
 rm -f "$log"
+exit 0

@@ -108,7 +108,10 @@ TEST(a_terminal_gets_a_bar_that_is_wiped_at_the_end)
     char text[2048] = "";
     size_t len = 0;
     struct winsize size = {.ws_row = 24, .ws_col = 60};
-    CHECK(openpty(&master, &slave, NULL, NULL, &size) == 0);
+    if (openpty(&master, &slave, NULL, NULL, &size) != 0) {
+        test_skip("this machine gives no pseudo terminal");
+        return;
+    }
     int keep = dup(2);
     dup2(slave, 2);
     struct progress *p = progress_open("auto", "import", 4000000);
