@@ -5,10 +5,10 @@
  * alone with: -DISA_NAME='"alone"' -DISA_SYMBOL=isa_alone -DISA_WIDTH=4 -D'ISA_BLOCKS(X)=X(1, 1)'
  *
  * gemm: a block of M activation rows times U panels keeps M * U * 32 sums in registers; for every k
- * it loads 32 * U weights once and M activations. Few rows take several panels at once, so that
- * there are enough independent sums to hide the latency of the multiply-add; k is cut into blocks
- * of K_BLOCK so that the activations of a block and the panels stay in the caches while all rows
- * pass.
+ * it loads 32 * U weights once and broadcasts M activations, which were packed to lie side by side.
+ * Few rows take several panels at once, so that there are enough independent sums to hide the
+ * latency of the multiply-add. 48 rows pass while a block of K_BLOCK k of the weights is in the
+ * caches, so up to 48 rows read the weights from memory once.
  */
 #ifndef KERNELS_CPU_ISA_SIMD_H
 #define KERNELS_CPU_ISA_SIMD_H
@@ -18,7 +18,7 @@
 
 #include "kernels/cpu/isa/isa.h"
 
-enum { W = ISA_WIDTH, PANEL_VECTORS = ISA_PANEL / ISA_WIDTH, K_BLOCK = 1024 };
+enum { W = ISA_WIDTH, PANEL_VECTORS = ISA_PANEL / ISA_WIDTH, K_BLOCK = 1024, ROW_CHUNK = 48 };
 
 typedef float vf __attribute__((vector_size(ISA_WIDTH * 4)));
 typedef int32_t vi __attribute__((vector_size(ISA_WIDTH * 4)));
@@ -141,143 +141,172 @@ INLINE vf exp_of(vf x)
 
 #define UNROLL _Pragma("GCC unroll 16")
 
-/* One pass: rows [0, M) of x over panels [0, U), `stride` bytes apart, k values. */
+INLINE void load_sums(vf *acc, const float *y, int n, bool add)
+{
+    UNROLL for (int i = 0; i < n; i++) acc[i] = add ? load(y + i * W) : (vf){0};
+}
+
+/*
+ * One pass: M rows of packed activations, x[k][M], over U panels `stride` bytes apart, n_steps k
+ * (16-bit types: pairs of k). Only the first `rows` rows are read from and written to y.
+ */
 #define DEFINE_BLOCK(M, U)                                                                         \
-    INLINE void block_##M##x##U(enum dtype t, const char *w, size_t stride, size_t k,              \
-                                const float *x, size_t ldx, float *y, size_t ldy, bool add)        \
+    INLINE void block_##M##x##U(enum dtype t, const char *w, size_t stride, size_t n_steps,        \
+                                const float *x, size_t rows, float *y, size_t ldy, bool add)       \
     {                                                                                              \
         enum { N = (U)*PANEL_VECTORS };                                                            \
         vf acc[M][N];                                                                              \
-        UNROLL for (int m = 0; m < (M); m++) UNROLL for (int n = 0; n < N; n++) acc[m][n] =        \
-            add ? load(y + m * ldy + n * W) : (vf){0};                                             \
-        size_t step = t == DTYPE_F32 ? 1 : 2;                                                      \
-        size_t pair_bytes = ISA_PANEL * 4;                                                         \
-        size_t n_steps = k / step;                                                                 \
-        for (size_t i = 0; i < n_steps; i++) {                                                     \
-            const char *p = w + i * pair_bytes;                                                    \
-            vf xe[M], xo[M];                                                                       \
+        UNROLL for (int m = 0; m < (M); m++)                                                       \
+            load_sums(acc[m], y + m * ldy, N, add && m < (int)rows);                               \
+        for (size_t i = 0; i < n_steps; i++, w += ISA_PANEL * 4) {                                 \
+            vu v[N];                                                                               \
+            UNROLL for (int n = 0; n < N; n++) memcpy(                                             \
+                &v[n], w + n / PANEL_VECTORS * stride + n % PANEL_VECTORS * W * 4, sizeof v[n]);   \
+            vf part[N];                                                                            \
+            UNROLL for (int n = 0; n < N; n++) part[n] =                                           \
+                t == DTYPE_F32 ? (vf)v[n] : pair_even(t, v[n]);                                    \
             UNROLL for (int m = 0; m < (M); m++)                                                   \
             {                                                                                      \
-                xe[m] = splat(x[m * ldx + i * step]);                                              \
-                xo[m] = splat(x[m * ldx + i * step + step - 1]);                                   \
+                vf xm = splat(x[m]);                                                               \
+                UNROLL for (int n = 0; n < N; n++) acc[m][n] += part[n] * xm;                      \
             }                                                                                      \
-            UNROLL for (int n = 0; n < N; n++)                                                     \
+            x += (M);                                                                              \
+            if (t == DTYPE_F32)                                                                    \
+                continue;                                                                          \
+            UNROLL for (int n = 0; n < N; n++) part[n] = pair_odd(t, v[n]);                        \
+            UNROLL for (int m = 0; m < (M); m++)                                                   \
             {                                                                                      \
-                vu v;                                                                              \
-                memcpy(&v, p + n / PANEL_VECTORS * stride + n % PANEL_VECTORS * W * 4, sizeof v);  \
-                vf even = t == DTYPE_F32 ? (vf)v : pair_even(t, v);                                \
-                UNROLL for (int m = 0; m < (M); m++) acc[m][n] += even * xe[m];                    \
-                if (t != DTYPE_F32) {                                                              \
-                    vf odd = pair_odd(t, v);                                                       \
-                    UNROLL for (int m = 0; m < (M); m++) acc[m][n] += odd * xo[m];                 \
-                }                                                                                  \
+                vf xm = splat(x[m]);                                                               \
+                UNROLL for (int n = 0; n < N; n++) acc[m][n] += part[n] * xm;                      \
             }                                                                                      \
+            x += (M);                                                                              \
         }                                                                                          \
-        if (step == 2 && (k & 1)) {                                                                \
-            const char *p = w + n_steps * pair_bytes;                                              \
-            UNROLL for (int n = 0; n < N; n++)                                                     \
-            {                                                                                      \
-                vu v;                                                                              \
-                memcpy(&v, p + n / PANEL_VECTORS * stride + n % PANEL_VECTORS * W * 4, sizeof v);  \
-                vf even = pair_even(t, v);                                                         \
-                UNROLL for (int m = 0; m < (M); m++) acc[m][n] +=                                  \
-                    even * splat(x[m * ldx + k - 1]);                                              \
-            }                                                                                      \
+        UNROLL for (int m = 0; m < (M); m++)                                                       \
+        {                                                                                          \
+            if (m < (int)rows)                                                                     \
+                UNROLL for (int n = 0; n < N; n++) store(y + m * ldy + n * W, acc[m][n]);          \
         }                                                                                          \
-        UNROLL for (int m = 0; m < (M); m++) UNROLL for (int n = 0; n < N; n++)                    \
-            store(y + m * ldy + n * W, acc[m][n]);                                                 \
     }                                                                                              \
-    static void run_##M##x##U(enum dtype t, const char *w, size_t stride, size_t k,                \
-                              const float *x, size_t ldx, float *y, size_t ldy, bool add)          \
+    static void run_##M##x##U(enum dtype t, const char *w, size_t stride, size_t n_steps,          \
+                              const float *x, size_t rows, float *y, size_t ldy, bool add)         \
     {                                                                                              \
         if (t == DTYPE_BF16)                                                                       \
-            block_##M##x##U(DTYPE_BF16, w, stride, k, x, ldx, y, ldy, add);                        \
+            block_##M##x##U(DTYPE_BF16, w, stride, n_steps, x, rows, y, ldy, add);                 \
         else if (t == DTYPE_F16)                                                                   \
-            block_##M##x##U(DTYPE_F16, w, stride, k, x, ldx, y, ldy, add);                         \
+            block_##M##x##U(DTYPE_F16, w, stride, n_steps, x, rows, y, ldy, add);                  \
         else                                                                                       \
-            block_##M##x##U(DTYPE_F32, w, stride, k, x, ldx, y, ldy, add);                         \
+            block_##M##x##U(DTYPE_F32, w, stride, n_steps, x, rows, y, ldy, add);                  \
     }
 
 ISA_BLOCKS(DEFINE_BLOCK)
 
 struct block {
     unsigned rows, panels;
-    void (*run)(enum dtype t, const char *w, size_t stride, size_t k, const float *x, size_t ldx,
-                float *y, size_t ldy, bool add);
+    void (*run)(enum dtype t, const char *w, size_t stride, size_t n_steps, const float *x,
+                size_t rows, float *y, size_t ldy, bool add);
 };
 
 #define BLOCK_ENTRY(M, U) {M, U, run_##M##x##U},
-/* By falling rows; every row count from 1 has an entry of 1 panel and maybe one of more. */
+/* By rising rows, then falling panels; every row count that is there has an entry of one panel. */
 static const struct block blocks[] = {ISA_BLOCKS(BLOCK_ENTRY)};
 enum { N_BLOCKS = sizeof blocks / sizeof blocks[0] };
 
+/* The block for n_rows: the smallest that holds them, else the largest. */
 static const struct block *find_block(size_t n_rows, size_t n_panels)
 {
-    for (int i = 0; i < N_BLOCKS; i++) {
-        if (blocks[i].rows <= n_rows && blocks[i].panels <= n_panels)
-            return &blocks[i];
-    }
-    return &blocks[N_BLOCKS - 1];
+    size_t rows = blocks[N_BLOCKS - 1].rows;
+    for (int i = N_BLOCKS - 1; i >= 0; i--)
+        rows = blocks[i].rows >= n_rows ? blocks[i].rows : rows;
+    int i = 0;
+    while (blocks[i].rows != rows || blocks[i].panels > n_panels)
+        i++;
+    return &blocks[i];
 }
 
-/* All rows over `n_panels` whole panels and one block of k. */
-static void gemm_k_block(enum dtype t, const char *w, size_t stride, size_t n_panels, size_t k,
-                         const float *x, size_t ldx, size_t n_rows, float *y, size_t ldy, bool add)
+/* Activations of some rows and some k, in blocks of rows, each as [k][rows of the block]. */
+struct packed_rows {
+    size_t n_rows, n_k; // n_k: even where weights come in pairs
+    float x[ROW_CHUNK * K_BLOCK];
+};
+
+static void pack_x(struct packed_rows *p, const float *x, size_t ldx, size_t n_rows, size_t n_k)
 {
+    p->n_rows = n_rows;
+    p->n_k = (n_k + 1) / 2 * 2;
+    float *to = p->x;
     for (size_t row = 0; row < n_rows;) {
-        size_t rows = find_block(n_rows - row, n_panels)->rows;
-        for (size_t p = 0; p < n_panels;) {
-            const struct block *b = find_block(rows, n_panels - p);
-            for (size_t r = 0; r < rows; r += b->rows) { // one pass but where panels run short
-                if (rows - r < b->rows)
-                    b = find_block(rows - r, b->panels);
-                b->run(t, w + p * stride, stride, k, x + (row + r) * ldx, ldx,
-                       y + (row + r) * ldy + p * ISA_PANEL, ldy, add);
-            }
-            p += b->panels;
+        size_t m = find_block(n_rows - row, 1)->rows;
+        size_t rows = n_rows - row < m ? n_rows - row : m;
+        if (rows < m || n_k < p->n_k)
+            memset(to, 0, m * p->n_k * sizeof *to);
+        for (size_t r = 0; r < rows; r++) {
+            const float *from = x + (row + r) * ldx;
+            for (size_t k = 0; k < n_k; k++)
+                to[k * m + r] = from[k];
         }
+        to += m * p->n_k;
         row += rows;
     }
 }
 
-enum { PANEL_GROUP = 4, EDGE_ROWS = 16 };
+/* The packed rows over `n_panels` panels at one block of k. */
+static void run_panels(enum dtype t, const char *w, size_t stride, size_t n_panels, size_t n_k,
+                       const struct packed_rows *p, float *y, size_t ldy, bool add)
+{
+    size_t n_steps = t == DTYPE_F32 ? n_k : p->n_k / 2;
+    for (size_t panel = 0; panel < n_panels;) {
+        size_t group = find_block(p->n_rows, n_panels - panel)->panels;
+        const float *x = p->x;
+        for (size_t row = 0; row < p->n_rows;) {
+            const struct block *b = find_block(p->n_rows - row, group);
+            size_t rows = p->n_rows - row < b->rows ? p->n_rows - row : b->rows;
+            for (size_t i = 0; i < group; i += b->panels)
+                b->run(t, w + (panel + i) * stride, stride, n_steps, x, rows,
+                       y + row * ldy + (panel + i) * ISA_PANEL, ldy, add);
+            x += b->rows * p->n_k;
+            row += rows;
+        }
+        panel += group;
+    }
+}
 
 /* The last panel when n_out is no multiple of 32: through a small buffer. */
-static void gemm_edge(enum dtype t, const char *w, size_t stride, size_t k, const float *x,
-                      size_t ldx, size_t n_rows, float *y, size_t ldy, size_t n_valid, bool add)
+static void run_edge(enum dtype t, const char *w, size_t stride, size_t n_k,
+                     const struct packed_rows *p, float *y, size_t ldy, size_t n_valid, bool add)
 {
-    float part[EDGE_ROWS * ISA_PANEL];
-    for (size_t row = 0; row < n_rows; row += EDGE_ROWS) {
-        size_t rows = n_rows - row < EDGE_ROWS ? n_rows - row : EDGE_ROWS;
-        if (add) {
-            memset(part, 0, sizeof part);
-            for (size_t r = 0; r < rows; r++)
-                memcpy(part + r * ISA_PANEL, y + (row + r) * ldy, n_valid * sizeof *y);
-        }
-        gemm_k_block(t, w, stride, 1, k, x + row * ldx, ldx, rows, part, ISA_PANEL, add);
-        for (size_t r = 0; r < rows; r++)
-            memcpy(y + (row + r) * ldy, part + r * ISA_PANEL, n_valid * sizeof *y);
+    float part[ROW_CHUNK * ISA_PANEL];
+    if (add) {
+        memset(part, 0, sizeof part);
+        for (size_t r = 0; r < p->n_rows; r++)
+            memcpy(part + r * ISA_PANEL, y + r * ldy, n_valid * sizeof *y);
     }
+    run_panels(t, w, stride, 1, n_k, p, part, ISA_PANEL, add);
+    for (size_t r = 0; r < p->n_rows; r++)
+        memcpy(y + r * ldy, part + r * ISA_PANEL, n_valid * sizeof *y);
 }
 
 static void gemm(enum dtype t, const void *weights, size_t n_out, size_t k, size_t panel0,
                  size_t panel1, const float *x, size_t ldx, size_t n_rows, float *y, size_t ldy,
                  bool add)
 {
-    const char *w = weights;
+    struct packed_rows p;
     size_t stride = isa_panel_bytes(t, k);
     size_t whole = n_out / ISA_PANEL < panel1 ? n_out / ISA_PANEL : panel1;
-    for (size_t p = panel0; p < whole; p += PANEL_GROUP) {
-        size_t n = whole - p < PANEL_GROUP ? whole - p : PANEL_GROUP;
+    for (size_t row = 0; row < n_rows; row += ROW_CHUNK) {
+        size_t rows = n_rows - row < ROW_CHUNK ? n_rows - row : ROW_CHUNK;
         for (size_t k0 = 0; k0 < k; k0 += K_BLOCK) {
-            size_t nk = k - k0 < K_BLOCK ? k - k0 : K_BLOCK;
-            gemm_k_block(t, w + p * stride + isa_panel_bytes(t, k0), stride, n, nk, x + k0, ldx,
-                         n_rows, y + p * ISA_PANEL, ldy, add || k0 > 0);
+            size_t n_k = k - k0 < K_BLOCK ? k - k0 : K_BLOCK;
+            const char *w = (const char *)weights + isa_panel_bytes(t, k0);
+            float *to = y + row * ldy;
+            pack_x(&p, x + row * ldx + k0, ldx, rows, n_k);
+            if (panel0 < whole)
+                run_panels(t, w + panel0 * stride, stride, whole - panel0, n_k, &p,
+                           to + panel0 * ISA_PANEL, ldy, add || k0 > 0);
+            if (whole < panel1)
+                run_edge(t, w + whole * stride, stride, n_k, &p, to + whole * ISA_PANEL, ldy,
+                         n_out - whole * ISA_PANEL, add || k0 > 0);
         }
     }
-    if (whole < panel1)
-        gemm_edge(t, w + whole * stride, stride, k, x, ldx, n_rows, y + whole * ISA_PANEL, ldy,
-                  n_out - whole * ISA_PANEL, add);
 }
 
 // ---- dot products of stored rows
