@@ -2,7 +2,8 @@
 # a layer), link order = layer order: cmd -> store, kernels -> libcore.
 
 # ---- knobs ------------------------------------------------------------------------------------
-VARIANT  ?= release
+# release, debug, asan, tsan: each in a folder of its own. SANITIZE=address|thread is another way to say it.
+VARIANT  ?= $(if $(filter address,$(SANITIZE)),asan,$(if $(filter thread,$(SANITIZE)),tsan,release))
 ifeq ($(origin CC),default)
 CC       := gcc
 endif

@@ -32,7 +32,15 @@ $(B)/%.a:
 	@rm -f $@
 	$(Q)ar rcs $@ $^
 
-$(B)/%.o: %.c
+# Other flags than last time (CURL=0, CFLAGS=…) compile everything again, so that no build is a mixture.
+FLAGS_NOW := $(CPPFLAGS) $(ALL_CFLAGS)
+.PHONY: force
+force:
+$(B)/.flags: force
+	@mkdir -p $(@D)
+	@[ "$$(cat $@ 2>/dev/null)" = '$(FLAGS_NOW)' ] || echo '$(FLAGS_NOW)' >$@
+
+$(B)/%.o: %.c $(B)/.flags
 	@mkdir -p $(@D)
 	$(call SAY,CC)
 	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -c -o $@ $<

@@ -29,6 +29,7 @@ $(B)/tests/fuzz/%: tests/fuzz/%.c $(B)/tests/lib/fuzz_main.o $(A_CMD) $(A_STORE)
 	  $(A_KERNELS) $(A_LIBCORE) $(LIBS_CMD) $(LIBS_STORE) $(LIBS_KERNELS) $(LIBS_LIBCORE)
 
 .SECONDARY: $(B)/tests/lib/fuzz_main.o
+-include $(B)/tests/lib/jsonq.d $(FUZZ:=.d)
 
 .PHONY: check check-all check-headers check-layers check-format check-gpu check-install tier tier-build fuzz
 

@@ -45,7 +45,6 @@ esac
 if [ "$what" = all ]; then
     program python3 python3
     { command -v python3 >/dev/null 2>&1 && python3 -c 'import ensurepip, venv' 2>/dev/null; } || packages+=(python3-venv)
-    program git git
 fi
 [ ${#packages[@]} -eq 0 ] && [ ${#wanted[@]} -eq 0 ] && exit 0
 

@@ -52,7 +52,13 @@ run_one() {
     *) command=("./$file") ;;
     esac
     SECONDS=0
-    { timeout -k 10 "$timeout" "${command[@]}" >"$log" 2>&1 </dev/null; } 2>/dev/null
+    # In a process group of its own (set -m), which is ended when the person at the terminal has had enough.
+    set -m
+    timeout -k 10 "$timeout" "${command[@]}" >"$log" 2>&1 </dev/null &
+    local child=$!
+    set +m
+    trap 'kill -TERM "$child"; exit 130' INT TERM
+    { wait "$child"; } 2>/dev/null
     status=$?
     seconds=$SECONDS
     read -r passed failed skipped complaint < <(count "$log")
