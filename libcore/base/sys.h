@@ -65,7 +65,7 @@ int sys_fchmod(int fd, mode_t mode);
 int sys_stat(const char *path, struct stat *st);
 int sys_lstat(const char *path, struct stat *st);
 int sys_fstat(int fd, struct stat *st);
-int sys_touch(int fd); // both times become now
+int sys_touch(int fd);                // both times become now
 int sys_flock(int fd, int operation); // LOCK_NB gives EWOULDBLOCK
 void *sys_mmap_read(int fd,
                     size_t n); // n > 0 bytes from the start, private, read-only; NULL on failure
