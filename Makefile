@@ -32,6 +32,7 @@ LIBCORE := \
   $(addprefix libcore/text/,added bpe bpe_merge cp_set decode decode_read json_fields json_pull \
     normalize post_process pre_read pre_tokenize regex regex_parse token_stream tokenizer \
     tokenizer_config tokenizer_open unicode unicode_late unicode_table vocab vocab_build word_cache) \
+  libcore/text/chat_template \
   $(addprefix libcore/text/jinja_,attr call case compare dict eval exec filters_lazy filters_misc \
     filters_seq filters_text format globals iter json lex loop methods methods_find methods_make \
     methods_split ops parse parse_expr render repr scope strformat tests text value) \
@@ -52,7 +53,7 @@ STORE := \
     lease lock manifest manifest_adapter names object publish refs schema source store)
 CMD := \
   $(addprefix cmd/,main cmd model_ref options options_sources options_value help help_man progress table) \
-  $(addprefix cmd/cmd_,tag rm gc env completion version help) \
+  $(addprefix cmd/cmd_,tag rm gc prompt env completion version help) \
   $(addprefix cmd/serve/,answer auth fields http params)
 
 LIBS_LIBCORE := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread

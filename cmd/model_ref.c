@@ -102,6 +102,51 @@ int model_ref_resolve(struct model_ref *out, struct store *s, const char *ref, u
     return rc;
 }
 
+static bool has_text_files(const char *folder)
+{
+    static const char *const names[] = {"tokenizer.json", "tokenizer_config.json",
+                                        "chat_template.jinja", "chat_template.json"};
+    bool found = false;
+    for (size_t i = 0; !found && i < sizeof names / sizeof *names; i++) {
+        char *path = file_join(folder, names[i]);
+        found = path && file_exists(path);
+        sys_free(path);
+    }
+    return found;
+}
+
+static int folder_of_ref(struct cmd_context *ctx, const char *ref, char **folder, struct err *err)
+{
+    struct store *s = NULL;
+    struct model_ref r = {0};
+    int rc = cmd_store_open_if_there(ctx, &s, err);
+    if (!rc)
+        rc = model_ref_resolve(&r, s, ref, STORE_BASE, err);
+    if (!rc && r.in_store) {
+        rc = store_base_folder(s, r.id, folder, err);
+    } else if (!rc) {
+        *folder = r.path;
+        r.path = NULL;
+    }
+    model_ref_release(&r);
+    store_close(s);
+    return rc;
+}
+
+int cmd_model_folder(struct cmd_context *ctx, const char *ref, char **folder, struct err *err)
+{
+    bool text_files = has_text_files(ref);
+    *folder = NULL;
+    int rc = is_explicit_path(ref) && text_files ? ERR_NOT_FOUND
+                                                 : folder_of_ref(ctx, ref, folder, err);
+    if (rc == ERR_NOT_FOUND && text_files) {
+        err_clear(err);
+        *folder = sys_strdup(ref);
+        rc = *folder ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", ref);
+    }
+    return rc;
+}
+
 void model_ref_release(struct model_ref *r)
 {
     sys_free(r->path);
