@@ -37,7 +37,7 @@ LIBCORE := \
     filters_seq filters_text format globals iter json lex loop methods methods_find methods_make \
     methods_split ops parse parse_expr render repr scope strformat tests text value) \
   $(addprefix libcore/model/,arch_gemma arch_llama arch_mixtral arch_phi arch_qwen bind bind_coverage \
-    bind_variants config config_rope load \
+    bind_variants config config_rope fingerprint load \
     module) \
   $(addprefix libcore/merge/,) \
   $(addprefix libcore/engine/,adapter_load adapter_place adapter_pool admission batch device_pool engine engine_worker \
