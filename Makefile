@@ -28,7 +28,7 @@ LIBCORE := \
   $(addprefix libcore/tensor/,dtype tensor) \
   $(addprefix libcore/adapter/,adapter content_id) \
   $(addprefix libcore/format/,checkpoint generation_config hub peft peft_config peft_experts \
-    peft_files peft_match peft_modules peft_names safetensors safetensors_header safetensors_writer) \
+    peft_files peft_match peft_modules peft_names peft_write safetensors safetensors_header safetensors_writer) \
   $(addprefix libcore/text/,added bpe bpe_merge cp_set decode decode_read json_fields json_pull \
     normalize post_process pre_read pre_tokenize regex regex_parse token_stream tokenizer \
     tokenizer_config tokenizer_open unicode unicode_late unicode_table vocab vocab_build word_cache) \

@@ -72,9 +72,8 @@ void peft_files_release(struct peft_files *f);
 /*
  * Writes adapter_config.json (sorted keys, as PEFT does) and adapter_model.safetensors into
  * `folder`, which must exist. An adapter that was read from PEFT keeps its tensors' names, types
- * and bytes; one that was made here (no tensors, modules only) gets PEFT's names, rank_pattern and
- * alpha_pattern. ERR_REFUSED: something that PEFT cannot express (a scale that is no alpha over
- * rank is expressed by its alpha).
+ * and bytes and its configuration; any other gets PEFT's names for its modules, and a configuration
+ * whose rank_pattern and alpha_pattern give every module its scale.
  */
 int peft_write(const struct adapter *a, const char *folder, struct err *err);
 

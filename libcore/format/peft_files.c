@@ -248,23 +248,28 @@ static char *speaking_component(const char *path)
     return last;
 }
 
-/* The path with its folder resolved: links are named as they are, not as the blob they lead to. */
+/* The path with its folder resolved: links are named as they are, not as the blob they lead to. A
+ * path that leads nowhere stays as it is. NULL: no memory. */
 static char *resolved(const char *path)
 {
-    if (file_is_folder(path))
-        return file_real_path(path, NULL);
-    char *folder = file_dir_name(path);
-    char *real = folder ? file_real_path(folder, NULL) : NULL;
-    char *joined = real ? file_join(real, file_base_name(path)) : NULL;
-    sys_free(folder);
+    bool folder = file_is_folder(path);
+    char *dir = folder ? sys_strdup(path) : file_dir_name(path);
+    struct err err = {0};
+    char *real = dir ? file_real_path(dir, &err) : NULL;
+    char *out = NULL;
+    if (real)
+        out = folder ? sys_strdup(real) : file_join(real, file_base_name(path));
+    else if (dir && err.code != ERR_NO_MEMORY)
+        out = sys_strdup(path);
+    sys_free(dir);
     sys_free(real);
-    return joined;
+    return out;
 }
 
 char *peft_name_of_path(const char *path)
 {
     char *plain = resolved(path), *name = NULL;
-    if (!plain && !(plain = sys_strdup(path)))
+    if (!plain)
         return NULL;
     char *hub = hub_name_of_path(path);
     if (!hub)
