@@ -158,10 +158,16 @@ bool unicode_is_mark(uint32_t c)
     return (k >= UC_Mn && k <= UC_Me) != unicode_is_other_mark(c);
 }
 
+static const struct cp_range circled_letters[] = {
+    {0x24B6, 0x24E9}, {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189}};
+
 static bool is_circled_letter(uint32_t c)
 {
-    return (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) ||
-           (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189);
+    for (size_t i = 0; i < sizeof circled_letters / sizeof *circled_letters; i++) {
+        if (c >= circled_letters[i].first && c <= circled_letters[i].last)
+            return true;
+    }
+    return false;
 }
 
 bool unicode_is_word(uint32_t c)
@@ -294,15 +300,12 @@ static const struct {
                     {"katakana", SCRIPT_KATAKANA},     {"latin", SCRIPT_LATIN},
                     {"tamil", SCRIPT_TAMIL},           {"thai", SCRIPT_THAI}};
 
-/* Oniguruma's \w: letters, marks, Nd, Nl, Pc, circled letters and six old Latin-1 numbers. */
+/* Oniguruma's \w inside a set: letters, marks, Nd, Nl, Pc and circled letters. */
 static void add_word(struct cp_set *s)
 {
-    static const struct cp_range extra[] = {
-        {0xB2, 0xB3},       {0xB9, 0xB9},       {0xBC, 0xBE},      {0x24B6, 0x24E9},
-        {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189}};
     add_categories(s, CATEGORY_RANGE(Lu, Nl) | 1u << UC_Pc);
-    for (size_t i = 0; i < sizeof extra / sizeof *extra; i++)
-        cp_set_add(s, extra[i].first, extra[i].last);
+    for (size_t i = 0; i < sizeof circled_letters / sizeof *circled_letters; i++)
+        cp_set_add(s, circled_letters[i].first, circled_letters[i].last);
 }
 
 static bool add_escape(struct cp_set *s, char letter)
