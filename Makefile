@@ -53,7 +53,7 @@ STORE := \
     index index_query index_vfs lease lock manifest manifest_adapter names object publish refs schema source store)
 CMD := \
   $(addprefix cmd/,main cmd model_ref options options_sources options_value help help_man progress table) \
-  $(addprefix cmd/cmd_,import list tag rm gc fsck prompt env completion version help) \
+  $(addprefix cmd/cmd_,import list tag rm gc fsck prompt tokenize env completion version help) \
   $(addprefix cmd/serve/,answer auth fields http params)
 
 LIBS_LIBCORE := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread

@@ -201,7 +201,7 @@ static uint32_t simple_lower(uint32_t c)
     }
     if (low == n_unicode_lower_rules || c < unicode_lower_rules[low].first)
         return c;
-    const struct unicode_lower_rule *r = &unicode_lower_rules[low];
+    const struct unicode_case_rule *r = &unicode_lower_rules[low];
     return (c - r->first) % r->step == 0 ? (uint32_t)((int64_t)c + r->delta) : c;
 }
 
@@ -369,32 +369,28 @@ bool cp_set_add_property(struct cp_set *s, const char *name, size_t n)
     return false;
 }
 
+/* For every rule c → f whose c or f (as `forward` says) is in s: adds the other one to `extra`. */
+static void add_folds(const struct cp_set *s, bool forward, struct cp_set *extra)
+{
+    for (size_t i = 0; i < n_unicode_fold_rules; i++) {
+        const struct unicode_case_rule *r = &unicode_fold_rules[i];
+        for (uint32_t c = r->first; c <= r->last; c += r->step) {
+            uint32_t folded = (uint32_t)((int64_t)c + r->delta);
+            if (cp_set_has(s, forward ? c : folded))
+                cp_set_add(extra, forward ? folded : c, forward ? folded : c);
+        }
+    }
+}
+
 void cp_set_close_case(struct cp_set *s)
 {
     struct cp_set extra;
     cp_set_init(&extra);
-    for (size_t i = 0; i < n_unicode_lower_rules; i++) {
-        const struct unicode_lower_rule *r = &unicode_lower_rules[i];
-        for (uint32_t c = r->first; c <= r->last; c += r->step) {
-            uint32_t low = (uint32_t)((int64_t)c + r->delta);
-            bool has_low = cp_set_has(s, low), has_high = cp_set_has(s, c);
-            if (has_low && !has_high)
-                cp_set_add(&extra, c, c);
-            else if (has_high && !has_low)
-                cp_set_add(&extra, low, low);
-        }
+    for (int pass = 0; pass < 2; pass++) { // to the folded forms, then to all that fold to them
+        extra.n = 0;
+        add_folds(s, pass == 0, &extra);
+        cp_set_add_set(s, &extra);
+        cp_set_normalize(s);
     }
-    if (cp_set_has(s, 's') || cp_set_has(s, 'S'))
-        cp_set_add(&extra, 0x17F, 0x17F);
-    if (cp_set_has(s, 0x17F)) {
-        cp_set_add(&extra, 's', 's');
-        cp_set_add(&extra, 'S', 'S');
-    }
-    if (cp_set_has(s, 'K')) // the Kelvin sign's lower case is k: the rules reach it from there
-        cp_set_add(&extra, 0x212A, 0x212A);
-    if (cp_set_has(s, 0x212A))
-        cp_set_add(&extra, 'K', 'K');
-    cp_set_add_set(s, &extra);
-    cp_set_normalize(s);
     cp_set_release(&extra);
 }
