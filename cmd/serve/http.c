@@ -1,13 +1,9 @@
-#include "cmd/serve/http.h"
+#include "cmd/serve/http_impl.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
-#include <microhttpd.h>
 #include <netdb.h>
-#include <pthread.h>
-#include <stdatomic.h>
+#include <netinet/in.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -16,190 +12,16 @@
 
 #include "libcore/base/log.h"
 #include "libcore/base/sys.h"
-#include "libcore/base/thread.h"
 
 enum {
-    MAX_HEADERS = 4,
     // Headers and the read buffer of one connection; libmicrohttpd answers 431 beyond.
     CONNECTION_BYTES = 32 << 10,
     STREAM_BLOCK_BYTES = 16 << 10,
-    // A client that reads slower than this much text behind is dropped.
-    STREAM_BACKLOG_BYTES = 16 << 20,
     // A body that is too large is read and dropped up to this many times the limit, so that the
     // client gets to see the 413.
     DISCARD_FACTOR = 4,
     LISTEN_BACKLOG = 1024,
 };
-
-struct http_exchange {
-    struct http_server *server;
-    struct http_exchange *next, *prev; // server's list, under server->mutex
-    atomic_uint refs;
-    uint64_t id; // never used twice; what the watcher's epoll carries
-
-    const char *method; // static
-    char *path;
-    char peer[72];
-    bool loopback;
-    struct strbuf body;
-    uint64_t n_discarded;
-    uint64_t started_ns;
-    const void *tag;
-
-    pthread_mutex_t mutex;             // everything below
-    struct MHD_Connection *connection; // NULL when the exchange is over
-    int watched_fd;                    // -1
-    bool dispatched, suspended, answered, queued, streaming, ended, gone, told_gone;
-    unsigned status;
-    const char *content_type;
-    char *header_names[MAX_HEADERS], *header_values[MAX_HEADERS];
-    unsigned n_headers;
-    struct strbuf out;
-    size_t out_pos;
-    uint64_t n_sent;
-    void *user;
-    void (*release_user)(void *user);
-};
-
-struct http_server {
-    struct http_options opt;
-    struct MHD_Daemon *daemon;
-    int listen_fd, watch_fd, stop_fd;
-    uint16_t port;
-    pthread_t watcher;
-    bool watcher_started;
-    pthread_mutex_t mutex;
-    struct http_exchange *first; // open exchanges
-    unsigned n_open;
-    uint64_t last_id;
-};
-
-// ---- exchanges ----------------------------------------------------------------------------------
-
-static void describe_peer(struct http_exchange *x, const struct sockaddr *addr)
-{
-    char host[INET6_ADDRSTRLEN] = "?";
-    unsigned port = 0;
-    if (addr && addr->sa_family == AF_INET) {
-        const struct sockaddr_in *in = (const struct sockaddr_in *)addr;
-        inet_ntop(AF_INET, &in->sin_addr, host, sizeof host);
-        port = ntohs(in->sin_port);
-        x->loopback = (ntohl(in->sin_addr.s_addr) >> 24) == 127;
-    } else if (addr && addr->sa_family == AF_INET6) {
-        const struct sockaddr_in6 *in = (const struct sockaddr_in6 *)addr;
-        inet_ntop(AF_INET6, &in->sin6_addr, host, sizeof host);
-        port = ntohs(in->sin6_port);
-        x->loopback = IN6_IS_ADDR_LOOPBACK(&in->sin6_addr) ||
-                      (IN6_IS_ADDR_V4MAPPED(&in->sin6_addr) && in->sin6_addr.s6_addr[12] == 127);
-    }
-    snprintf(x->peer, sizeof x->peer, "%s:%u", host, port);
-}
-
-static const char *static_method(const char *method)
-{
-    static const char *const known[] = {"GET", "POST", "HEAD", "PUT", "PATCH", "OPTIONS", "DELETE"};
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        if (strcmp(known[i], method) == 0)
-            return known[i];
-    }
-    return "OTHER";
-}
-
-static void exchange_destroy(struct http_exchange *x)
-{
-    for (unsigned i = 0; i < x->n_headers; i++) {
-        sys_free(x->header_names[i]);
-        sys_free(x->header_values[i]);
-    }
-    if (x->release_user)
-        x->release_user(x->user);
-    strbuf_release(&x->body);
-    strbuf_release(&x->out);
-    pthread_mutex_destroy(&x->mutex);
-    sys_free(x->path);
-    sys_free(x);
-}
-
-struct http_exchange *http_hold(struct http_exchange *x)
-{
-    atomic_fetch_add_explicit(&x->refs, 1, memory_order_relaxed);
-    return x;
-}
-
-void http_release(struct http_exchange *x)
-{
-    if (x && atomic_fetch_sub_explicit(&x->refs, 1, memory_order_acq_rel) == 1)
-        exchange_destroy(x);
-}
-
-static struct http_exchange *exchange_open(struct http_server *s, struct MHD_Connection *connection,
-                                           const char *method, const char *path)
-{
-    struct http_exchange *x = sys_calloc(1, sizeof *x);
-    if (!x)
-        return NULL;
-    x->server = s;
-    x->method = static_method(method);
-    x->path = sys_strdup(path);
-    x->connection = connection;
-    x->watched_fd = -1;
-    x->started_ns = thread_now_ns();
-    atomic_init(&x->refs, 1); // libmicrohttpd's
-    pthread_mutex_init(&x->mutex, NULL);
-    strbuf_init(&x->body);
-    strbuf_init(&x->out);
-    const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
-    describe_peer(x, info ? info->client_addr : NULL);
-    if (!x->path) {
-        exchange_destroy(x);
-        return NULL;
-    }
-    pthread_mutex_lock(&s->mutex);
-    x->id = ++s->last_id;
-    x->next = s->first;
-    if (s->first)
-        s->first->prev = x;
-    s->first = x;
-    s->n_open++;
-    pthread_mutex_unlock(&s->mutex);
-    return x;
-}
-
-static void list_remove(struct http_server *s, struct http_exchange *x)
-{
-    pthread_mutex_lock(&s->mutex);
-    if (x->prev)
-        x->prev->next = x->next;
-    else
-        s->first = x->next;
-    if (x->next)
-        x->next->prev = x->prev;
-    s->n_open--;
-    pthread_mutex_unlock(&s->mutex);
-}
-
-/* Under x->mutex. */
-static void resume(struct http_exchange *x)
-{
-    if (!x->suspended)
-        return;
-    x->suspended = false;
-    MHD_resume_connection(x->connection);
-}
-
-/* The client left: tells the user once and wakes the connection so that it is closed. */
-static void exchange_leave(struct http_exchange *x)
-{
-    pthread_mutex_lock(&x->mutex);
-    bool tell = !x->told_gone && x->dispatched && !(x->answered && (!x->streaming || x->ended));
-    x->gone = true;
-    x->told_gone = x->told_gone || tell;
-    resume(x);
-    pthread_mutex_unlock(&x->mutex);
-    if (tell)
-        x->server->opt.gone(x->server->opt.user, x);
-}
 
 // ---- the watcher of clients that leave ----------------------------------------------------------
 
@@ -243,7 +65,7 @@ static void *watcher_main(void *arg)
             struct http_exchange *x = find_and_hold(s, events[i].data.u64);
             if (!x)
                 continue;
-            exchange_leave(x);
+            http_exchange_leave(x);
             http_release(x);
         }
     }
@@ -380,7 +202,7 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *connection, c
     struct http_server *s = cls;
     struct http_exchange *x = *con_cls;
     if (!x) {
-        x = exchange_open(s, connection, method, url);
+        x = http_exchange_open(s, connection, method, url);
         if (!x)
             return MHD_NO;
         *con_cls = x;
@@ -414,13 +236,13 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
     x->watched_fd = -1;
     pthread_mutex_unlock(&x->mutex);
     if (code != MHD_REQUEST_TERMINATED_COMPLETED_OK)
-        exchange_leave(x);
+        http_exchange_leave(x);
     pthread_mutex_lock(&x->mutex);
     x->connection = NULL;
     x->suspended = false;
     pthread_mutex_unlock(&x->mutex);
     s->opt.done(s->opt.user, x);
-    list_remove(s, x);
+    http_exchange_unlist(x);
     http_release(x);
 }
 
@@ -561,7 +383,7 @@ void http_abort_all(struct http_server *s)
         if (!x)
             return;
         last = x->id;
-        exchange_leave(x);
+        http_exchange_leave(x);
         http_release(x);
     }
 }
@@ -588,180 +410,4 @@ void http_free(struct http_server *s)
         close(s->stop_fd);
     pthread_mutex_destroy(&s->mutex);
     sys_free(s);
-}
-
-// ---- the request --------------------------------------------------------------------------------
-
-const char *http_method(const struct http_exchange *x)
-{
-    return x->method;
-}
-
-const char *http_path(const struct http_exchange *x)
-{
-    return x->path;
-}
-
-const char *http_header(const struct http_exchange *x, const char *name)
-{
-    return MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, name);
-}
-
-const char *http_body(const struct http_exchange *x, size_t *n)
-{
-    *n = x->body.len;
-    return strbuf_text(&x->body);
-}
-
-bool http_peer_is_loopback(const struct http_exchange *x)
-{
-    return x->loopback;
-}
-
-const char *http_peer(const struct http_exchange *x)
-{
-    return x->peer;
-}
-
-uint64_t http_started_ns(const struct http_exchange *x)
-{
-    return x->started_ns;
-}
-
-void http_set_tag(struct http_exchange *x, const void *tag)
-{
-    x->tag = tag;
-}
-
-const void *http_tag(const struct http_exchange *x)
-{
-    return x->tag;
-}
-
-void http_set_user(struct http_exchange *x, void *user, void (*release)(void *user))
-{
-    pthread_mutex_lock(&x->mutex);
-    x->user = user;
-    x->release_user = release;
-    pthread_mutex_unlock(&x->mutex);
-}
-
-void *http_user(struct http_exchange *x)
-{
-    pthread_mutex_lock(&x->mutex);
-    void *user = x->user;
-    pthread_mutex_unlock(&x->mutex);
-    return user;
-}
-
-bool http_is_gone(struct http_exchange *x)
-{
-    pthread_mutex_lock(&x->mutex);
-    bool gone = x->gone;
-    pthread_mutex_unlock(&x->mutex);
-    return gone;
-}
-
-bool http_is_answered(struct http_exchange *x)
-{
-    pthread_mutex_lock(&x->mutex);
-    bool answered = x->answered;
-    pthread_mutex_unlock(&x->mutex);
-    return answered;
-}
-
-// ---- the answer ---------------------------------------------------------------------------------
-
-void http_add_header(struct http_exchange *x, const char *name, const char *value)
-{
-    pthread_mutex_lock(&x->mutex);
-    if (x->n_headers < MAX_HEADERS) {
-        x->header_names[x->n_headers] = sys_strdup(name);
-        x->header_values[x->n_headers] = sys_strdup(value);
-        if (x->header_names[x->n_headers] && x->header_values[x->n_headers]) {
-            x->n_headers++;
-        } else {
-            sys_free(x->header_names[x->n_headers]);
-            sys_free(x->header_values[x->n_headers]);
-        }
-    }
-    pthread_mutex_unlock(&x->mutex);
-}
-
-void http_answer(struct http_exchange *x, unsigned status, const char *content_type,
-                 struct strbuf *body)
-{
-    pthread_mutex_lock(&x->mutex);
-    if (!x->answered) {
-        x->answered = true;
-        x->status = body && body->failed ? MHD_HTTP_INTERNAL_SERVER_ERROR : status;
-        x->content_type = content_type;
-        if (body && !body->failed) {
-            strbuf_release(&x->out);
-            x->out = *body;
-            strbuf_init(body);
-        }
-        resume(x);
-    }
-    pthread_mutex_unlock(&x->mutex);
-    if (body)
-        strbuf_release(body);
-}
-
-void http_answer_text(struct http_exchange *x, unsigned status, const char *text)
-{
-    struct strbuf body;
-    strbuf_init(&body);
-    strbuf_adds(&body, text);
-    http_answer(x, status, "text/plain; charset=utf-8", &body);
-}
-
-void http_stream_begin(struct http_exchange *x, unsigned status, const char *content_type)
-{
-    pthread_mutex_lock(&x->mutex);
-    if (!x->answered) {
-        x->answered = x->streaming = true;
-        x->status = status;
-        x->content_type = content_type;
-        resume(x);
-    }
-    pthread_mutex_unlock(&x->mutex);
-}
-
-bool http_stream_write(struct http_exchange *x, const void *data, size_t n)
-{
-    pthread_mutex_lock(&x->mutex);
-    bool ok = !x->gone && !x->ended && x->streaming;
-    if (ok) {
-        strbuf_add(&x->out, data, n);
-        ok = !x->out.failed && x->out.len - x->out_pos <= STREAM_BACKLOG_BYTES;
-    }
-    pthread_mutex_unlock(&x->mutex);
-    return ok;
-}
-
-void http_stream_flush(struct http_exchange *x)
-{
-    pthread_mutex_lock(&x->mutex);
-    if (x->out.len > x->out_pos)
-        resume(x);
-    pthread_mutex_unlock(&x->mutex);
-}
-
-void http_stream_end(struct http_exchange *x)
-{
-    pthread_mutex_lock(&x->mutex);
-    x->ended = true;
-    resume(x);
-    pthread_mutex_unlock(&x->mutex);
-}
-
-unsigned http_status(const struct http_exchange *x)
-{
-    return x->status;
-}
-
-uint64_t http_bytes_sent(const struct http_exchange *x)
-{
-    return x->n_sent;
 }
