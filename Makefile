@@ -49,12 +49,12 @@ KERNELS := \
     model moe norm rope sample scratch sgmv_expand sgmv_shrink step) \
   $(addprefix kernels/cpu/isa/,isa isa_avx2 isa_avx512 isa_plain)
 STORE := \
-  $(addprefix store/,blob cache gc id_set index index_query index_vfs \
-    lease lock manifest manifest_adapter names object publish refs schema source store)
+  $(addprefix store/,base_model blob cache fsck fsck_repair gc id_set import import_adapter import_base \
+    index index_query index_vfs lease lock manifest manifest_adapter names object publish refs schema source store)
 CMD := \
   $(addprefix cmd/,main cmd model_ref options options_sources options_value help help_man progress table) \
+  $(addprefix cmd/cmd_,import list tag rm gc fsck prompt tokenize env completion version help) \
   $(addprefix cmd/,base_ref run_logits run_prompt) \
-  $(addprefix cmd/cmd_,tag rm gc prompt env completion version help) \
   $(addprefix cmd/serve/,answer api api_admin api_chat_render api_openai api_sglang api_vllm auth check \
     fields format format_openai format_sglang generation http http_exchange metrics metrics_render \
     names names_load options output params plan router runtime server text_kit)

@@ -1,11 +1,12 @@
 /*
- * lora version: the program, how it was built, and the libraries that it runs with.
+ * lora version: the program, how it was built, the libraries that it runs with and the back ends it
+ * finds.
  */
 #include <dlfcn.h>
 #include <string.h>
 
 #include "cmd/cmd.h"
-#include "cmd/table.h"
+#include "kernels/kernels.h"
 
 /* Asked at run time and by name: each library's header has its one home elsewhere, and what counts
  * is the library that was loaded, not the header that was compiled. */
@@ -64,6 +65,36 @@ static const char *library_version(const char *function, char *buf, size_t n)
     return digits;
 }
 
+static const char *const devices[] = {"cpu", "cuda:0"};
+enum { N_DEVICES = sizeof devices / sizeof *devices };
+
+/* Whether the device opens; `text` says what it is, or why it does not. */
+static bool find_device(const char *device, char *text, size_t n)
+{
+    struct backend_options options = {.device = device};
+    struct backend *be;
+    struct err err = {0};
+    text[0] = '\0';
+    if (kernels_open(&be, &options, text, n, &err) != 0) {
+        snprintf(text, n, "%s", err.msg);
+        return false;
+    }
+    be->ops->close(be);
+    return true;
+}
+
+static json_t *devices_json(void)
+{
+    json_t *all = json_array();
+    for (size_t i = 0; i < N_DEVICES; i++) {
+        char text[ERR_MSG_BYTES];
+        bool found = find_device(devices[i], text, sizeof text);
+        json_array_append_new(all, json_pack("{s:s, s:b, s:s}", "device", devices[i], "usable",
+                                             found, "about", text));
+    }
+    return all;
+}
+
 static int print_json(void)
 {
     json_t *all = json_object();
@@ -72,8 +103,9 @@ static int print_json(void)
         const char *text = library_version(libraries[i].function, buf, sizeof buf);
         json_object_set_new(all, libraries[i].library, text ? json_string(text) : json_null());
     }
-    cmd_print_json(json_pack("{s:s, s:s, s:s, s:o}", "version", cmd_version(), "variant", variant(),
-                             "compiler", __VERSION__, "libraries", all));
+    cmd_print_json(json_pack("{s:s, s:s, s:s, s:o, s:o}", "version", cmd_version(), "variant",
+                             variant(), "compiler", __VERSION__, "libraries", all, "back_ends",
+                             devices_json()));
     return 0;
 }
 
@@ -92,12 +124,19 @@ static int run(struct cmd_context *ctx, struct err *err)
         const char *text = library_version(libraries[i].function, buf, sizeof buf);
         printf("  %-14s %s\n", libraries[i].library, text ? text : "not linked");
     }
+    for (size_t i = 0; i < N_DEVICES; i++) {
+        char text[ERR_MSG_BYTES];
+        find_device(devices[i], text, sizeof text);
+        const char *about =
+            strstr(text, ": "); // "cpu: …", "cuda: …": the name stands there already
+        printf("  %-14s %s\n", devices[i], about ? about + 2 : text);
+    }
     return 0;
 }
 
 const struct command command_version = {
     .name = "version",
-    .summary = "the program's version and its libraries'",
+    .summary = "the program's version, its libraries' and the back ends it finds",
     .examples = "lora version\nlora version -q",
     .run = run,
 };

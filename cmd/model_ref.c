@@ -137,14 +137,23 @@ int cmd_model_folder(struct cmd_context *ctx, const char *ref, char **folder, st
 {
     bool text_files = has_text_files(ref);
     *folder = NULL;
-    int rc = is_explicit_path(ref) && text_files ? ERR_NOT_FOUND
-                                                 : folder_of_ref(ctx, ref, folder, err);
+    int rc =
+        is_explicit_path(ref) && text_files ? ERR_NOT_FOUND : folder_of_ref(ctx, ref, folder, err);
     if (rc == ERR_NOT_FOUND && text_files) {
         err_clear(err);
         *folder = sys_strdup(ref);
         rc = *folder ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", ref);
     }
     return rc;
+}
+
+char *cmd_tokenizer_cache(const struct cmd_context *ctx)
+{
+    char *marker = file_join(ctx->store_path, "lora-store.json"), *cache = NULL;
+    if (marker && file_exists(marker))
+        cache = file_join(ctx->store_path, "cache/tokenizers");
+    sys_free(marker);
+    return cache;
 }
 
 void model_ref_release(struct model_ref *r)

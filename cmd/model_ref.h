@@ -25,9 +25,14 @@ int model_ref_resolve(struct model_ref *out, struct store *s, const char *ref, u
                       struct err *err);
 void model_ref_release(struct model_ref *r);
 
-/* The folder of a model's files, for commands that read its tokenizer or template: a folder that has
- * such files, a base of the store, or one of the hub cache. *folder is the caller's, for sys_free. */
+/* The folder of a model's files, for commands that read its tokenizer or template: a folder that
+ * has such files, a base of the store, or one of the hub cache. *folder is the caller's, for
+ * sys_free. */
 int cmd_model_folder(struct cmd_context *ctx, const char *ref, char **folder, struct err *err);
+
+/* <store>/cache/tokenizers, for tokenizer_open, or NULL when there is no store (none is made for
+ * it). To free with sys_free(). */
+char *cmd_tokenizer_cache(const struct cmd_context *ctx);
 
 /* The command's store. create: made when it is not there. Sets a hint when there is none. */
 int cmd_store_open(struct cmd_context *ctx, bool create, struct store **out, struct err *err);

@@ -8,7 +8,7 @@ dir=build/bundle/$name
 rm -rf "$dir"
 mkdir -p "$dir/lib" "$dir/share/man/man1" "$dir/share/completions"
 cp "$build/lora" "$dir/lib/lora"
-[ ! -e build/lora_cuda.so ] || cp build/lora_cuda.so "$dir/lib/"
+[ ! -e "$build/lora_cuda.so" ] || cp "$build/lora_cuda.so" "$dir/lib/"
 ldd "$build/lora" | awk '$2 == "=>" && $3 ~ /^\// { print $1, $3 }' | while read -r soname path; do
     case $soname in
     libc.so* | libm.so* | libdl.so* | libpthread.so* | librt.so* | ld-linux*) ;;

@@ -19,7 +19,7 @@ install: all ## installs below PREFIX (/usr/local), or DESTDIR/PREFIX
 	  "$(DESTDIR)$(DATADIR)/bash-completion/completions" "$(DESTDIR)$(DATADIR)/zsh/site-functions" \
 	  "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d"
 	install -m 755 $(B)/lora "$(DESTDIR)$(LIBDIR)/lora"
-	@if [ -e build/lora_cuda.so ]; then install -m 755 build/lora_cuda.so "$(DESTDIR)$(LIBDIR)/lora_cuda.so"; fi
+	@if [ -e $(B)/lora_cuda.so ]; then install -m 755 $(B)/lora_cuda.so "$(DESTDIR)$(LIBDIR)/lora_cuda.so"; fi
 	ln -sf "$(shell realpath -m --relative-to="$(BINDIR)" "$(LIBDIR)")/lora" "$(DESTDIR)$(BINDIR)/lora"
 	@$(B)/lora help --man >"$(DESTDIR)$(DATADIR)/man/man1/lora.1"
 	@for c in $$($(B)/lora help --names); do \
@@ -39,7 +39,7 @@ bundle: all ## build/lora-VERSION-MACHINE.tar.gz: the program with its libraries
 	@make/bundle.sh $(B) $(VERSION)
 
 # ---- the CUDA plug-in ---------------------------------------------------------------------------
-# build/lora_cuda.so, opened by the program when it is there. CUDA's libraries are found by the toolkit's own folder.
+# lora_cuda.so beside the program, which opens it when it is there (and a link beside build/lora). CUDA's libraries are found by the toolkit's own folder.
 NVCC      ?= $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 CUDA_ARCH ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
 CUDA_HOME  = $(patsubst %/bin/,%,$(dir $(NVCC)))
@@ -50,10 +50,11 @@ CUDA_OBJ  := $(CUDA_SRC:%.cu=$(B)/%.cu.o) $(CUDA_C:%.c=$(B)/%.cuda.o)
 cuda: ## the CUDA back end: build/lora_cuda.so (needs nvcc)
 	@[ -n "$(CUDA_SRC)" ] || { echo "cuda: kernels/cuda holds no kernels yet" >&2; exit 1; }
 	@[ -n "$(NVCC)" ] || { echo "cuda: nvcc was not found; install the CUDA toolkit or set NVCC" >&2; exit 1; }
-	@+$(MAKE) --no-print-directory build/lora_cuda.so
+	@+$(MAKE) --no-print-directory $(B)/lora_cuda.so
+	@ln -sf $(VARIANT)/lora_cuda.so build/lora_cuda.so
 
 # libcore comes from the program that opens the plug-in (-rdynamic); nothing of it is linked twice.
-build/lora_cuda.so: $(CUDA_OBJ)
+$(B)/lora_cuda.so: $(CUDA_OBJ)
 	$(call SAY,LINK)
 	$(Q)$(CC) -shared -o $@ $^ -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcudart -lcublas -lcublasLt -lstdc++ -lm
 

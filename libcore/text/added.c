@@ -127,7 +127,7 @@ static int make_index(struct added *a, struct added_index *index, unsigned norma
     for (size_t i = 0; i < index->n; i++) {
         const struct added_token *t = &a->tokens[index->order[i]];
         if (i && compare_patterns(&a->tokens[index->order[i - 1]], t) == 0)
-            return err_set(err, ERR_CORRUPT, "two added tokens are '%.*s' once normalized",
+            return err_set(err, ERR_REFUSED, "two added tokens are '%.*s' once normalized",
                            t->n > 60 ? 60 : (int)t->n, t->content);
         index->first[(unsigned char)t->pattern[0] + 1]++;
     }
@@ -145,6 +145,9 @@ static int normalize_token(struct added *a, struct added_token *t, const struct 
     int rc = normalizer_run(z, s, t->content, t->n, &head, &text, &n, err);
     if (rc || (n == t->n && memcmp(text, t->content, n) == 0))
         return rc;
+    if (n == 0)
+        return err_set(err, ERR_REFUSED, "the normalizer leaves nothing of the added token '%.*s'",
+                       t->n > 60 ? 60 : (int)t->n, t->content);
     t->pattern = arena_strndup(&a->arena, text, n);
     t->n_pattern = (uint32_t)n;
     return t->pattern ? 0 : err_set(err, ERR_NO_MEMORY, "tokenizer: out of memory");
@@ -163,6 +166,12 @@ int added_prepare(struct added *a, const struct normalizer *z, struct normalize_
                      : 0;
         if (rc)
             return rc;
+    }
+    for (size_t i = 0; i < a->n; i++) {
+        struct added_token *t = &a->tokens[i];
+        const struct added_token *named =
+            t->pattern == t->content ? t : added_by_text(a, t->pattern, t->n_pattern);
+        t->skipped = named && (named->flags & ADDED_SPECIAL);
     }
     int rc = make_index(a, &a->raw, 0, err);
     return rc ? rc : make_index(a, &a->normalized, ADDED_NORMALIZED, err);
@@ -233,6 +242,8 @@ static void widen(const struct added_token *t, const char *s, size_t n, size_t d
                   size_t *end)
 {
     size_t len, unused;
+    if ((t->flags & ADDED_LSTRIP) && *start < done) // the token before has taken these spaces
+        *start = done;
     while ((t->flags & ADDED_LSTRIP) && *start > done) {
         len = utf8_length_before(s, *start);
         if (!unicode_is_space(utf8_decode(s + *start - len, &unused)))
@@ -276,7 +287,7 @@ int added_split(const struct added *a, const struct added_index *x, const char *
             continue;
         widen(t, s, n, done, &start, &end);
         int rc = start > done ? add_text(out, from, done, start, err) : 0;
-        if (!rc)
+        if (!rc && start < end) // nothing is left of one that stood in those spaces
             rc = piece_list_add(out, (struct piece){.id = t->id}, err);
         if (rc)
             return rc;

@@ -20,9 +20,10 @@ struct added_token {
     uint32_t n;
     uint32_t id;
     unsigned flags; // enum vocab_added_flags
-    const char
-        *pattern;       // what is looked for, and what decoding gives: the content, normalized when
-    uint32_t n_pattern; // the flag says so
+    // what is looked for and what decoding gives: the content, normalized when the flag says so
+    const char *pattern;
+    uint32_t n_pattern;
+    bool skipped; // decoding can leave it out: the pattern is the content of a special token
 };
 
 /* Tokens sorted by pattern; `first` counts those whose first byte is smaller. */

@@ -43,11 +43,26 @@ def emit(name, ctype, cells):
     print(f"const size_t n_{name} = sizeof {name} / sizeof {name}[0];\n")
 
 
-def lower_rules():
+def lower_pairs():
     pairs = {c: ord(chr(c).lower()) for c in range(0x110000)
              if not 0xD800 <= c < 0xE000 and len(chr(c).lower()) == 1 and chr(c).lower() != chr(c)}
     for first, last, low in LATE_LOWER:
         pairs.update({c: low + c - first for c in range(first, last + 1)})
+    return pairs
+
+
+def fold_pairs():
+    """Simple case folding: where Python's full folding has several characters, the lower case form."""
+    pairs = lower_pairs()
+    for c in range(0x110000):
+        f = "" if 0xD800 <= c < 0xE000 else chr(c).casefold()
+        if len(f) == 1 and f != chr(c):
+            pairs[c] = ord(f)
+    pairs.update({0x1FD3: 0x390, 0x1FE3: 0x3B0, 0xFB05: 0xFB06})  # since Unicode 15.1
+    return {c: f for c, f in pairs.items() if f != c}
+
+
+def as_rules(pairs):
     rules = []  # [first, last, step, delta]
     for c in sorted(pairs):
         delta = pairs[c] - c
@@ -58,7 +73,7 @@ def lower_rules():
                 r[1], r[2] = c, step
                 continue
         rules.append([c, c, 1, delta])
-    return rules
+    return [f"{{0x{a:X},0x{b:X},{s},{d}}}" for a, b, s, d in rules]
 
 
 def main():
@@ -70,8 +85,8 @@ def main():
     name_of = lambda c: SCRIPTS.get(scripts.script(chr(c)), "None")
     emit("unicode_scripts", "unicode_script_run",
          [f"{{0x{c:X},SCRIPT_{v.upper()}}}" for c, v in runs(name_of)])
-    emit("unicode_lower_rules", "unicode_lower_rule",
-         [f"{{0x{a:X},0x{b:X},{s},{d}}}" for a, b, s, d in lower_rules()])
+    emit("unicode_lower_rules", "unicode_case_rule", as_rules(lower_pairs()))
+    emit("unicode_fold_rules", "unicode_case_rule", as_rules(fold_pairs()))
 
 
 main()

@@ -44,6 +44,8 @@ void text_pattern_release(struct text_pattern *p)
 int text_pattern_find(const struct text_pattern *p, struct regex_scratch *s, const char *text,
                       size_t n, struct span_list *out, struct err *err)
 {
+    if (n == 0) // the library does not ask: even an empty match is none
+        return 0;
     if (p->regex)
         return regex_find_all(p->regex, s, text, n, out, err);
     for (size_t i = 0; n - i >= p->n;) {

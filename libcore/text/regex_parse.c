@@ -138,12 +138,20 @@ static int add_property(struct parser *s, bool negated, struct cp_set *set)
     return 0;
 }
 
-static void add_escape_class(char letter, struct cp_set *set)
+/* Oniguruma's \w holds six old Latin-1 numbers (² ³ ¹ ¼ ½ ¾) when it stands alone, not inside [ ].
+ */
+static void add_escape_class(char letter, bool in_set, struct cp_set *set)
 {
     char name[2] = {'\\', (char)(letter | 32)};
     struct cp_set property;
     cp_set_init(&property);
     cp_set_add_property(&property, name, 2);
+    if ((letter | 32) == 'w' && !in_set) {
+        cp_set_add(&property, 0xB2, 0xB3);
+        cp_set_add(&property, 0xB9, 0xB9);
+        cp_set_add(&property, 0xBC, 0xBE);
+        cp_set_normalize(&property);
+    }
     if (letter < 'a')
         cp_set_complement(&property);
     cp_set_add_set(set, &property);
@@ -152,7 +160,8 @@ static void add_escape_class(char letter, struct cp_set *set)
 
 /* Behind a backslash: adds what the escape means to the set. *single is set when it is one
  * character, *c then, which may begin a range. */
-static int parse_escape(struct parser *s, struct cp_set *set, bool *single, uint32_t *c)
+static int parse_escape(struct parser *s, bool in_set, struct cp_set *set, bool *single,
+                        uint32_t *c)
 {
     if (s->p == s->end)
         return broken(s, "a lone backslash");
@@ -160,7 +169,7 @@ static int parse_escape(struct parser *s, struct cp_set *set, bool *single, uint
     char letter = *s->p;
     if (letter && strchr("sSdDwWhH", letter)) {
         s->p++;
-        add_escape_class(letter, set);
+        add_escape_class(letter, in_set, set);
         return 0;
     }
     if (letter == 'p' || letter == 'P') {
@@ -204,7 +213,7 @@ static int parse_range_end(struct parser *s, uint32_t first, struct cp_set *set)
         cp_set_init(&unused);
         bool single;
         s->p++;
-        int rc = parse_escape(s, &unused, &single, &last);
+        int rc = parse_escape(s, true, &unused, &single, &last);
         cp_set_release(&unused);
         if (rc)
             return rc;
@@ -240,7 +249,7 @@ static int parse_set_members(struct parser *s, struct cp_set *set)
         int rc = 0;
         if (*s->p == '\\') {
             s->p++;
-            rc = parse_escape(s, set, &single, &c);
+            rc = parse_escape(s, true, set, &single, &c);
         } else {
             c = next_code_point(s);
             cp_set_add(set, c, c);
@@ -363,7 +372,7 @@ static int emit_word_boundary(struct parser *s, bool negated)
             break;
         struct cp_set word;
         cp_set_init(&word);
-        add_escape_class('w', &word);
+        add_escape_class('w', false, &word);
         int rc = emit_set(s, &word);
         if (rc)
             return rc;
@@ -388,7 +397,7 @@ static int parse_backslash(struct parser *s)
     cp_set_init(&set);
     bool single;
     uint32_t c;
-    int rc = parse_escape(s, &set, &single, &c);
+    int rc = parse_escape(s, false, &set, &single, &c);
     if (rc) {
         cp_set_release(&set);
         return rc;

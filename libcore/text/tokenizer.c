@@ -208,12 +208,10 @@ const char *tokenizer_spelling(const struct tokenizer *t, uint32_t id, size_t *n
     return a->pattern;
 }
 
-/* The library asks whether the spelling is that of a special token, not whether the id is. */
 bool tokenizer_skips(const struct tokenizer *t, uint32_t id)
 {
     const struct added_token *a = added_by_id(&t->added, id);
-    return a && (a->flags & ADDED_SPECIAL) && a->n == a->n_pattern &&
-           memcmp(a->content, a->pattern, a->n) == 0;
+    return a && a->skipped;
 }
 
 const char *tokenizer_token_text(const struct tokenizer *t, uint32_t id, size_t *n)

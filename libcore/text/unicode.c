@@ -158,10 +158,16 @@ bool unicode_is_mark(uint32_t c)
     return (k >= UC_Mn && k <= UC_Me) != unicode_is_other_mark(c);
 }
 
+static const struct cp_range circled_letters[] = {
+    {0x24B6, 0x24E9}, {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189}};
+
 static bool is_circled_letter(uint32_t c)
 {
-    return (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) ||
-           (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189);
+    for (size_t i = 0; i < sizeof circled_letters / sizeof *circled_letters; i++) {
+        if (c >= circled_letters[i].first && c <= circled_letters[i].last)
+            return true;
+    }
+    return false;
 }
 
 bool unicode_is_word(uint32_t c)
@@ -195,7 +201,7 @@ static uint32_t simple_lower(uint32_t c)
     }
     if (low == n_unicode_lower_rules || c < unicode_lower_rules[low].first)
         return c;
-    const struct unicode_lower_rule *r = &unicode_lower_rules[low];
+    const struct unicode_case_rule *r = &unicode_lower_rules[low];
     return (c - r->first) % r->step == 0 ? (uint32_t)((int64_t)c + r->delta) : c;
 }
 
@@ -294,15 +300,12 @@ static const struct {
                     {"katakana", SCRIPT_KATAKANA},     {"latin", SCRIPT_LATIN},
                     {"tamil", SCRIPT_TAMIL},           {"thai", SCRIPT_THAI}};
 
-/* Oniguruma's \w: letters, marks, Nd, Nl, Pc, circled letters and six old Latin-1 numbers. */
+/* Oniguruma's \w inside a set: letters, marks, Nd, Nl, Pc and circled letters. */
 static void add_word(struct cp_set *s)
 {
-    static const struct cp_range extra[] = {
-        {0xB2, 0xB3},       {0xB9, 0xB9},       {0xBC, 0xBE},      {0x24B6, 0x24E9},
-        {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189}};
     add_categories(s, CATEGORY_RANGE(Lu, Nl) | 1u << UC_Pc);
-    for (size_t i = 0; i < sizeof extra / sizeof *extra; i++)
-        cp_set_add(s, extra[i].first, extra[i].last);
+    for (size_t i = 0; i < sizeof circled_letters / sizeof *circled_letters; i++)
+        cp_set_add(s, circled_letters[i].first, circled_letters[i].last);
 }
 
 static bool add_escape(struct cp_set *s, char letter)
@@ -366,32 +369,28 @@ bool cp_set_add_property(struct cp_set *s, const char *name, size_t n)
     return false;
 }
 
+/* For every rule c → f whose c or f (as `forward` says) is in s: adds the other one to `extra`. */
+static void add_folds(const struct cp_set *s, bool forward, struct cp_set *extra)
+{
+    for (size_t i = 0; i < n_unicode_fold_rules; i++) {
+        const struct unicode_case_rule *r = &unicode_fold_rules[i];
+        for (uint32_t c = r->first; c <= r->last; c += r->step) {
+            uint32_t folded = (uint32_t)((int64_t)c + r->delta);
+            if (cp_set_has(s, forward ? c : folded))
+                cp_set_add(extra, forward ? folded : c, forward ? folded : c);
+        }
+    }
+}
+
 void cp_set_close_case(struct cp_set *s)
 {
     struct cp_set extra;
     cp_set_init(&extra);
-    for (size_t i = 0; i < n_unicode_lower_rules; i++) {
-        const struct unicode_lower_rule *r = &unicode_lower_rules[i];
-        for (uint32_t c = r->first; c <= r->last; c += r->step) {
-            uint32_t low = (uint32_t)((int64_t)c + r->delta);
-            bool has_low = cp_set_has(s, low), has_high = cp_set_has(s, c);
-            if (has_low && !has_high)
-                cp_set_add(&extra, c, c);
-            else if (has_high && !has_low)
-                cp_set_add(&extra, low, low);
-        }
+    for (int pass = 0; pass < 2; pass++) { // to the folded forms, then to all that fold to them
+        extra.n = 0;
+        add_folds(s, pass == 0, &extra);
+        cp_set_add_set(s, &extra);
+        cp_set_normalize(s);
     }
-    if (cp_set_has(s, 's') || cp_set_has(s, 'S'))
-        cp_set_add(&extra, 0x17F, 0x17F);
-    if (cp_set_has(s, 0x17F)) {
-        cp_set_add(&extra, 's', 's');
-        cp_set_add(&extra, 'S', 'S');
-    }
-    if (cp_set_has(s, 'K')) // the Kelvin sign's lower case is k: the rules reach it from there
-        cp_set_add(&extra, 0x212A, 0x212A);
-    if (cp_set_has(s, 0x212A))
-        cp_set_add(&extra, 'K', 'K');
-    cp_set_add_set(s, &extra);
-    cp_set_normalize(s);
     cp_set_release(&extra);
 }

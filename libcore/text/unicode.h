@@ -57,7 +57,7 @@ void cp_set_normalize(struct cp_set *s);
 void cp_set_complement(struct cp_set *s); // of a normalized set; surrogates stay out of it
 bool cp_set_has(const struct cp_set *s, uint32_t c);
 bool cp_set_equal(const struct cp_set *a, const struct cp_set *b);
-/* Adds what differs from a member only by simple case (and ſ with s, the Kelvin sign with k). */
+/* Adds everything that simple case folding makes equal to a member (ſ to s, ς to σ). */
 void cp_set_close_case(struct cp_set *s);
 
 /* Adds a property by the name that \p{…} takes: a category ("L", "Lu", "Letter"), a script of the

@@ -70,8 +70,8 @@ struct unicode_script_run {
     uint32_t first;
     uint8_t script;
 };
-/* Every step-th code point of [first, last] has a lower case form `delta` away. */
-struct unicode_lower_rule {
+/* Every step-th code point of [first, last] has a lower case (or folded) form `delta` away. */
+struct unicode_case_rule {
     uint32_t first, last;
     uint32_t step;
     int32_t delta;
@@ -81,8 +81,10 @@ extern const struct unicode_category_run unicode_categories[];
 extern const size_t n_unicode_categories;
 extern const struct unicode_script_run unicode_scripts[];
 extern const size_t n_unicode_scripts;
-extern const struct unicode_lower_rule unicode_lower_rules[];
+extern const struct unicode_case_rule unicode_lower_rules[];
 extern const size_t n_unicode_lower_rules;
+extern const struct unicode_case_rule unicode_fold_rules[];
+extern const size_t n_unicode_fold_rules;
 
 /* Differences of the library's older tables (unicode_late.c). */
 bool unicode_is_late_punctuation(uint32_t c);

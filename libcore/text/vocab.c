@@ -11,6 +11,9 @@
 #include "libcore/base/thread.h"
 #include "libcore/text/vocab_impl.h"
 
+/* Up to 30 MB each; a store serves few bases, but their files may change. */
+enum { MOST_CACHED = 16 };
+
 /* A file that changed this short a time ago may change again within one tick of its clock. */
 static const int64_t SETTLED_NS = 100000000;
 
@@ -116,6 +119,35 @@ static struct vocab *map_cache(const char *path, const struct vocab_source *sour
     return v;
 }
 
+/* Before one more comes: of MOST_CACHED files the one that was written first goes. */
+static void make_room(const char *folder)
+{
+    char **names;
+    size_t n, n_ours = 0;
+    struct stat st;
+    char *oldest = NULL;
+    struct timespec when = {0};
+    if (file_list(folder, &names, &n, NULL) != 0)
+        return;
+    for (size_t i = 0; i < n; i++) {
+        char *path = strncmp(names[i], "tokenizer-", 10) == 0 ? file_join(folder, names[i]) : NULL;
+        bool older =
+            path && sys_stat(path, &st) == 0 && (!oldest || to_ns(st.st_mtim) < to_ns(when));
+        n_ours += path != NULL;
+        if (older) {
+            sys_free(oldest);
+            oldest = path;
+            when = st.st_mtim;
+        } else {
+            sys_free(path);
+        }
+    }
+    if (oldest && n_ours >= MOST_CACHED)
+        sys_unlink(oldest);
+    sys_free(oldest);
+    file_free_names(names, n);
+}
+
 /* Written beside and renamed; not synced, since a damaged file is found by its checksum. */
 static void write_cache(const char *folder, const char *path, struct vocab *v,
                         const struct vocab_source *source)
@@ -131,6 +163,7 @@ static void write_cache(const char *folder, const char *path, struct vocab *v,
         sys_free(temporary);
         return;
     }
+    make_room(folder);
     memcpy(temporary, path, n);
     memcpy(temporary + n, part, m + 1);
     int fd = sys_open(temporary, O_WRONLY | O_CREAT | O_EXCL, 0644);

@@ -52,6 +52,7 @@ exits 0 "no HOME at all" env -u HOME -u XDG_DATA_HOME -u XDG_CONFIG_HOME lora en
 exits 0 "version --json" lora version --json
 is "$(json "$OUT" .version)" "$(lora version -q)" "the version"
 isnt "$(json "$OUT" .libraries.jansson)" null "the libraries' versions"
+is "$(json "$OUT" .back_ends[0].device) $(json "$OUT" .back_ends[0].usable)" "cpu true" "the CPU back end is found"
 
 exits 0 "completion bash" lora completion bash
 lora completion bash >"$TMP/c.bash"

@@ -1,0 +1,328 @@
+/*
+ * lora import: adapters and bases into the store.
+ */
+#include <string.h>
+
+#include "cmd/cmd.h"
+#include "cmd/model_ref.h"
+#include "cmd/progress.h"
+#include "cmd/table.h"
+#include "libcore/adapter/adapter.h"
+#include "libcore/base/file.h"
+#include "libcore/base/sys.h"
+#include "libcore/base/thread.h"
+#include "store/import.h"
+
+static const char *name, *tag, *base_ref;
+static bool recursive, dry_run, copy, deep;
+static struct string_list ignore_fields;
+
+struct session {
+    struct cmd_context *ctx;
+    struct store *s; // NULL: a dry run where there is none
+    struct base_model *base;
+    struct progress *progress;
+    json_t *adapters, *bases, *failures;
+    size_t n_done, n_failed;
+    int first_code;
+    struct err first;
+};
+
+static int on_bytes(void *arg, uint64_t bytes)
+{
+    struct session *x = arg;
+    progress_add(x->progress, bytes);
+    return cmd_interrupted() ? ERR_INTERRUPTED : 0;
+}
+
+// ---- telling -----------------------------------------------------------------------------------
+
+static const char *state_name(const struct import_result *r)
+{
+    switch (r->state) {
+    case PUBLISH_ADDED:
+        return "added";
+    case PUBLISH_NAMED:
+        return "named";
+    case PUBLISH_REPLACED:
+        return "replaced";
+    default:
+        return "same";
+    }
+}
+
+static void note_json(struct session *x, const char *path, const struct import_result *r)
+{
+    json_t *row =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:i, s:O}", "name", r->name, "tag", r->tag, "id",
+                  r->id, "state", state_name(r), "path", path, "bytes", (json_int_t)r->bytes,
+                  "files", (int)r->n_files, "warnings", r->warnings);
+    if (r->kind == STORE_ADAPTER)
+        json_object_set_new(row, "base_id", *r->base_id ? json_string(r->base_id) : json_null());
+    else
+        json_object_set_new(row, "by_reference", json_boolean(r->by_reference));
+    json_array_append_new(r->kind == STORE_ADAPTER ? x->adapters : x->bases, row);
+}
+
+static const char *state_text(const struct import_result *r)
+{
+    if (dry_run)
+        return r->state == PUBLISH_SAME       ? "is there already:"
+               : r->state == PUBLISH_REPLACED ? "would replace"
+               : r->state == PUBLISH_NAMED    ? "would name again"
+                                              : "would import";
+    return r->state == PUBLISH_SAME       ? "is there already:"
+           : r->state == PUBLISH_REPLACED ? "replaced"
+           : r->state == PUBLISH_NAMED    ? "named again"
+                                          : "imported";
+}
+
+static void note_text(struct session *x, const char *path, const struct import_result *r)
+{
+    char bytes[TABLE_CELL_BYTES];
+    size_t i;
+    json_t *warning;
+    json_array_foreach(r->warnings, i, warning)
+    {
+        fprintf(stderr, "warning: %s: %s\n", path, json_string_value(warning));
+    }
+    if (x->ctx->quiet) {
+        puts(r->id);
+        return;
+    }
+    printf("%s %s%s%s  %.12s  %s", state_text(r), r->name, strcmp(r->tag, "latest") ? ":" : "",
+           strcmp(r->tag, "latest") ? r->tag : "", r->id, table_bytes(bytes, r->bytes));
+    if (r->kind == STORE_BASE)
+        printf("  base%s", r->by_reference ? ", by reference" : "");
+    else if (*r->base_id)
+        printf("  base %.12s", r->base_id);
+    putchar('\n');
+}
+
+static void note_failure(struct session *x, const char *path, const struct err *err)
+{
+    x->n_failed++;
+    if (x->n_failed == 1)
+        x->first = *err;
+    json_array_append_new(x->failures, json_pack("{s:s, s:s, s:s}", "path", path, "code",
+                                                 err_name(err->code), "message", err->msg));
+}
+
+// ---- one path ----------------------------------------------------------------------------------
+
+static int import_one(struct session *x, const char *path, struct import_result *r, struct err *err)
+{
+    struct import_options opt = {
+        .name = name,
+        .tag = tag,
+        .base = x->base,
+        .find_base = true,
+        .force = x->ctx->force,
+        .dry_run = dry_run,
+        .copy = copy,
+        .deep = deep,
+        .ignore_fields = ignore_fields.items,
+        .n_ignore_fields = ignore_fields.n,
+        .on_bytes = on_bytes,
+        .on_bytes_arg = x,
+    };
+    progress_label(x->progress, file_base_name(path));
+    switch (import_classify(path)) {
+    case IMPORT_ADAPTER:
+        return import_adapter(x->s, path, &opt, r, err);
+    case IMPORT_BASE:
+        return import_base(x->s, path, &opt, r, err);
+    case IMPORT_PACK:
+        return err_set(err, ERR_REFUSED, "%s: packs cannot be imported by this version", path);
+    case IMPORT_FOLDERS:
+        cmd_hint("`lora import --recursive %s` looks below it", path);
+        return err_set(err, ERR_NOT_FOUND,
+                       "%s: no adapter (adapter_config.json and weights) and no base checkpoint "
+                       "(config.json and weights) in it",
+                       path);
+    default:
+        return err_set(err, ERR_NOT_FOUND, "%s: %s", path,
+                       file_exists(path) ? "no adapter: wanted a folder, or a .safetensors file "
+                                           "with adapter_config.json beside it"
+                                         : "no such file or folder");
+    }
+}
+
+static void hint_for(int code)
+{
+    if (code == ERR_EXISTS)
+        cmd_hint("--name gives it another name; --force takes this one (the old content stays in "
+                 "`lora tag --history`)");
+    else if (code == ERR_LOCKED)
+        cmd_hint("wait for that process, or --lock-timeout SECONDS");
+}
+
+/* A failure of one of several inputs is told and the others go on; what concerns the store, and an
+ * interruption, ends it all. */
+static int take_path(struct session *x, const char *path, bool alone, struct err *err)
+{
+    struct import_result r;
+    struct err own = {0};
+    int rc = import_one(x, path, &r, &own);
+    if (!rc) {
+        x->n_done++;
+        if (x->ctx->json)
+            note_json(x, path, &r);
+        else
+            note_text(x, path, &r);
+        import_result_release(&r);
+        return 0;
+    }
+    hint_for(rc);
+    if (alone || rc == ERR_INTERRUPTED || rc == ERR_LOCKED || rc == ERR_NO_STORE)
+        return err_set(err, rc, "%s", own.msg);
+    if (!x->ctx->json)
+        fprintf(stderr, "error: %s\n", own.msg);
+    note_failure(x, path, &own);
+    return 0;
+}
+
+static int take_argument(struct session *x, const char *path, bool alone, struct err *err)
+{
+    if (!recursive || !file_is_folder(path))
+        return take_path(x, path, alone, err);
+    char **paths;
+    size_t n;
+    struct err own = {0};
+    int rc = import_find(path, &paths, &n, &own);
+    if (rc && alone)
+        return err_set(err, rc, "%s", own.msg);
+    if (rc) {
+        fprintf(stderr, "error: %s\n", own.msg);
+        note_failure(x, path, &own);
+        return 0;
+    }
+    for (size_t i = 0; !rc && i < n; i++)
+        rc = take_path(x, paths[i], alone && n == 1, err);
+    file_free_names(paths, n);
+    return rc;
+}
+
+// ---- the command -------------------------------------------------------------------------------
+
+static int open_base(struct session *x, struct err *err)
+{
+    if (!base_ref)
+        return 0;
+    struct model_ref r;
+    int rc = model_ref_resolve(&r, x->s, base_ref, STORE_BASE, err);
+    if (!rc)
+        rc = r.in_store ? base_model_open(&x->base, x->s, r.id, err)
+                        : base_model_open_folder(&x->base, r.path, err);
+    model_ref_release(&r);
+    return rc;
+}
+
+static int import_all(struct session *x, struct err *err)
+{
+    size_t n = x->ctx->n_args;
+    int rc = open_base(x, err);
+    for (size_t i = 0; !rc && i < n; i++)
+        rc = take_argument(x, x->ctx->args[i], n == 1, err);
+    if (rc || !x->n_failed)
+        return rc;
+    if (x->n_done == 0)
+        return err_set(err, x->first.code, "%zu of %zu failed: %s", x->n_failed, x->n_failed,
+                       x->first.msg);
+    return err_set(err, ERR_PARTIAL, "%zu of %zu failed", x->n_failed, x->n_failed + x->n_done);
+}
+
+static int check_usage(struct cmd_context *ctx, struct err *err)
+{
+    if (name && (ctx->n_args > 1 || recursive))
+        return err_set(err, ERR_USAGE, "--name is for one path, %s",
+                       recursive ? "--recursive may find several" : "several are given");
+    return 0;
+}
+
+static int run(struct cmd_context *ctx, struct err *err)
+{
+    struct session x = {
+        .ctx = ctx, .adapters = json_array(), .bases = json_array(), .failures = json_array()};
+    int rc = check_usage(ctx, err);
+    if (!rc)
+        rc = dry_run ? cmd_store_open_if_there(ctx, &x.s, err)
+                     : cmd_store_open(ctx, true, &x.s, err);
+    if (!rc) {
+        x.progress = progress_open(ctx->progress, "import", 0);
+        rc = import_all(&x, err);
+        progress_free(x.progress);
+    }
+    if (ctx->json && (!rc || rc == ERR_PARTIAL))
+        cmd_print_json(json_pack("{s:O, s:O, s:O, s:b}", "adapters", x.adapters, "bases", x.bases,
+                                 "failures", x.failures, "dry_run", dry_run));
+    json_decref(x.adapters);
+    json_decref(x.bases);
+    json_decref(x.failures);
+    base_model_free(x.base);
+    store_close(x.s);
+    return rc;
+}
+
+static const struct option options[] = {
+    {.long_name = "name",
+     .type = OPTION_STRING,
+     .value = &name,
+     .value_name = "NAME[:TAG]",
+     .help = "The name in the store; without it what the configuration or the folder says."},
+    {.long_name = "tag",
+     .type = OPTION_STRING,
+     .value = &tag,
+     .value_name = "TAG",
+     .help = "The tag; `latest` without it."},
+    {.long_name = "base",
+     .type = OPTION_STRING,
+     .value = &base_ref,
+     .value_name = "REF",
+     .help = "The base of the adapters: they are checked against it, its fingerprint is recorded."},
+    {.long_name = "recursive",
+     .short_name = 'r',
+     .type = OPTION_FLAG,
+     .value = &recursive,
+     .help = "Import every adapter and base below the given folders."},
+    {.long_name = "dry-run",
+     .short_name = 'n',
+     .type = OPTION_FLAG,
+     .value = &dry_run,
+     .help = "Check everything and say what would be done; write nothing."},
+    {.long_name = "copy",
+     .type = OPTION_FLAG,
+     .value = &copy,
+     .help = "Copy a base into the store instead of referring to its folder."},
+    {.long_name = "deep",
+     .type = OPTION_FLAG,
+     .value = &deep,
+     .help = "Record the digests of a base that is referred to; it is verified with them then."},
+    {.long_name = "ignore-field",
+     .type = OPTION_LIST,
+     .value = &ignore_fields,
+     .value_name = "FIELD",
+     .help = "Pass over this field of adapter_config.json; recorded. May be repeated."},
+    CMD_LOCK_TIMEOUT_ROW,
+    {0},
+};
+
+const struct command command_import = {
+    .name = "import",
+    .arguments = "PATH…",
+    .summary = "add adapters or base models to the store",
+    .description =
+        "PATH is a PEFT folder, a .safetensors file with its adapter_config.json beside it, the\n"
+        "folder of a base checkpoint, or with --recursive a folder of such folders. Symbolic "
+        "links\n"
+        "are followed. What cannot be computed exactly is refused by name. A base is referred to\n"
+        "where it lies unless --copy is given. The same content twice is no error.",
+    .examples = "lora import ./my-adapter\n"
+                "lora import ~/models/Llama-3.1-8B --name llama\n"
+                "lora import --recursive ./adapters --base llama",
+    .main_five = true,
+    .min_args = 1,
+    .max_args = SIZE_MAX,
+    .options = options,
+    .run = run,
+};

@@ -1,0 +1,64 @@
+/*
+ * import: adapters and bases into the store.
+ * Every byte of an adapter, or of a base that is copied, is read once into a work folder, hashed
+ * there on two threads while it is written, and published under the store's lock. Nothing that
+ * fails leaves a trace but the work folder of a killed process, which gc takes.
+ */
+#ifndef STORE_IMPORT_H
+#define STORE_IMPORT_H
+
+#include "store/base_model.h"
+#include "store/publish.h"
+#include "store/store.h"
+
+enum import_kind {
+    IMPORT_NOTHING, // none of these
+    IMPORT_ADAPTER, // a PEFT folder, or a .safetensors with its configuration beside it
+    IMPORT_BASE,    // a checkpoint folder
+    IMPORT_PACK,    // an archive by its name
+    IMPORT_FOLDERS, // a folder that holds such folders
+};
+/* What a path is, by names alone. */
+enum import_kind import_classify(const char *path);
+
+struct import_options {
+    const char *name;              // NULL: from the content or the path
+    const char *tag;               // NULL: "latest"
+    const struct base_model *base; // adapters: checked against it and recorded; NULL: see below
+    bool find_base;                // without base: take one of the store that the adapter names
+    bool force, dry_run;
+    bool copy; // bases: the bytes, not a reference
+    bool deep; // bases by reference: digests of every file
+    const char *const *ignore_fields;
+    size_t n_ignore_fields;
+    int (*on_bytes)(void *arg, uint64_t bytes); // bytes copied; non-zero (ERR_INTERRUPTED) stops
+    void *on_bytes_arg;
+};
+
+struct import_result {
+    enum store_kind kind;
+    char id[STORE_ID_CHARS + 1];
+    char name[LIMIT_NAME_BYTES + 1];
+    char tag[STORE_TAG_BYTES + 1];
+    char base_id[STORE_ID_CHARS + 1]; // adapters: "" when unknown
+    enum publish_state state;
+    uint64_t bytes; // of its files
+    uint32_t n_files;
+    bool by_reference;
+    json_t *warnings; // array of strings; released by import_result_release()
+};
+void import_result_release(struct import_result *r);
+
+/* s may be NULL for a dry run where there is no store. On success *out is to be released.
+ * ERR_EXISTS (the name is in use), ERR_REFUSED, ERR_CORRUPT, ERR_NOT_FOUND, ERR_USAGE (a name that
+ * cannot be one), ERR_LOCKED, ERR_IO, ERR_INTERRUPTED. */
+int import_adapter(struct store *s, const char *path, const struct import_options *opt,
+                   struct import_result *out, struct err *err);
+int import_base(struct store *s, const char *path, const struct import_options *opt,
+                struct import_result *out, struct err *err);
+
+/* Adapters and bases below a folder, sorted; folders inside a found one are not looked at. The
+ * caller frees the names with file_free_names(). */
+int import_find(const char *folder, char ***paths, size_t *n, struct err *err);
+
+#endif

@@ -1,0 +1,293 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "libcore/adapter/content_id.h"
+#include "libcore/base/file.h"
+#include "libcore/base/sys.h"
+#include "libcore/format/peft.h"
+#include "store/import_impl.h"
+#include "store/object.h"
+
+struct job {
+    struct store *s;
+    const char *path;
+    const struct import_options *opt;
+    struct import_result *out;
+    struct base_model *found_base; // owned
+    char *folder;                  // of the source files, for messages
+};
+
+static const struct base_model *base_of(const struct job *j)
+{
+    return j->opt->base ? j->opt->base : j->found_base;
+}
+
+static int warn(struct job *j, struct err *err, const char *text)
+{
+    return json_array_append_new(j->out->warnings, json_string(text)) == 0
+               ? 0
+               : err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+}
+
+// ---- the base ----------------------------------------------------------------------------------
+
+struct base_search {
+    const char *wanted;
+    char id[STORE_ID_CHARS + 1];
+    size_t n; // different bases that match
+};
+
+static int match_base(void *arg, const struct store_entry *e)
+{
+    struct base_search *b = arg;
+    bool match = strcmp(e->name, b->wanted) == 0 || strcmp(e->base_name, b->wanted) == 0 ||
+                 strcmp(e->path, b->wanted) == 0;
+    if (match && strcmp(b->id, e->id) != 0) {
+        memcpy(b->id, e->id, sizeof b->id);
+        b->n++;
+    }
+    return 0;
+}
+
+/* The one base of the store that the adapter names: by its name there, its hub name or its path.
+ * Shapes are never guessed from: a base and its instruct version have the same. */
+static int find_base(struct job *j, const struct adapter *a, struct err *err)
+{
+    if (!j->s || !j->opt->find_base || !a->base_name || !*a->base_name)
+        return 0;
+    struct base_search search = {.wanted = a->base_name};
+    const struct store_query q = {.kinds = STORE_BASE};
+    int rc = store_list(j->s, &q, match_base, &search, err);
+    if (rc || search.n == 0)
+        return rc;
+    if (search.n > 1)
+        return warn(j, err,
+                    "several bases of the store have the name that it gives as its base: "
+                    "none is recorded (--base says which)");
+    rc = base_model_open(&j->found_base, j->s, search.id, err);
+    // A base that moved away does not keep the adapter out.
+    if (rc == ERR_NOT_FOUND || rc == ERR_REFUSED) {
+        char text[ERR_MSG_BYTES + 64];
+        snprintf(text, sizeof text, "its base is not recorded: %s", err ? err->msg : "");
+        err_clear(err);
+        return warn(j, err, text);
+    }
+    return rc;
+}
+
+static int check_base(struct job *j, const struct adapter *a, struct err *err)
+{
+    int rc = j->opt->base ? 0 : find_base(j, a, err);
+    const struct base_model *b = base_of(j);
+    if (rc || !b)
+        return rc;
+    rc = base_model_check_adapter(b, a, j->out->warnings, err);
+    if (rc)
+        return err_prefix(err, "%s does not fit base %s", j->path, b->name), rc;
+    memcpy(j->out->base_id, b->id, sizeof j->out->base_id);
+    if (j->opt->base && a->base_name && *a->base_name && strcmp(a->base_name, b->name) != 0) {
+        char text[512];
+        snprintf(text, sizeof text,
+                 "its configuration names base %.200s, it is recorded for %.200s", a->base_name,
+                 b->name);
+        rc = warn(j, err, text);
+    }
+    return rc;
+}
+
+// ---- reading -----------------------------------------------------------------------------------
+
+static int read_adapter(struct job *j, const char *path, bool skip_values, struct adapter **a,
+                        struct err *err)
+{
+    struct peft_options opt = {.ignore_fields = j->opt->ignore_fields,
+                               .n_ignore_fields = j->opt->n_ignore_fields,
+                               .skip_values = skip_values};
+    return peft_read(a, path, &opt, err);
+}
+
+static int set_name(struct job *j, const struct adapter *a, struct err *err)
+{
+    char *from_path = peft_name_of_path(j->path);
+    if (!from_path)
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+    const char *in_config = json_string_value(json_object_get(a->config, "name"));
+    int rc = import_set_name(j->out, j->opt, in_config && *in_config ? in_config : from_path,
+                             j->path, err);
+    sys_free(from_path);
+    return rc;
+}
+
+/* Everything that headers tell, from the source itself, before any byte is copied. */
+static int check_headers(struct job *j, struct err *err)
+{
+    struct adapter *a;
+    int rc = read_adapter(j, j->path, !j->opt->dry_run, &a, err);
+    if (rc)
+        return rc;
+    rc = set_name(j, a, err);
+    if (!rc)
+        rc = check_base(j, a, err);
+    if (!rc && j->opt->dry_run) {
+        rc = content_id_compute(a, 0, err);
+        memcpy(j->out->id, a->content_id, sizeof j->out->id);
+        if (!rc && a->warnings && json_array_extend(j->out->warnings, a->warnings) != 0)
+            rc = err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+    }
+    adapter_free(a);
+    return rc;
+}
+
+static int plan(struct job *j, struct peft_files *files, struct err *err)
+{
+    for (size_t i = 0; i < files->n; i++) {
+        uint64_t size;
+        int rc = file_size(files->items[i].path, &size, err);
+        if (rc)
+            return rc;
+        j->out->bytes += size;
+    }
+    j->out->n_files = (uint32_t)files->n;
+    j->out->state = PUBLISH_ADDED;
+    if (!j->s)
+        return 0;
+    int rc = publish_check_name(j->s, j->out->name, j->out->tag, j->out->id, j->opt->force,
+                                &j->out->state, err);
+    struct store_entry e;
+    if (!rc && j->out->state == PUBLISH_NAMED) {
+        bool known = store_get(j->s, j->out->id, &e, NULL) == 0;
+        if (known)
+            store_entry_release(&e);
+        j->out->state = known ? PUBLISH_NAMED : PUBLISH_ADDED;
+    }
+    return rc;
+}
+
+// ---- writing -----------------------------------------------------------------------------------
+
+static json_t *ignored_json(const struct import_options *opt)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < opt->n_ignore_fields; i++)
+        json_array_append_new(list, json_string(opt->ignore_fields[i]));
+    return list;
+}
+
+static int make_manifest(struct job *j, const struct adapter *a, json_t **out, struct err *err)
+{
+    json_t *ignored = ignored_json(j->opt);
+    char *source = file_real_path(j->path, NULL);
+    struct manifest_origin origin = {.name = j->out->name,
+                                     .source = source ? source : j->path,
+                                     .base_id = j->out->base_id,
+                                     .ignored = ignored,
+                                     .warnings = j->out->warnings};
+    int rc = manifest_of_adapter(out, a, &origin, err);
+    sys_free(source);
+    json_decref(ignored);
+    return rc;
+}
+
+/* Content that the store has already may have been spoiled there since: then it is put again. */
+static bool stored_copy_is_spoiled(struct store *s, const char *id)
+{
+    json_t *m;
+    if (manifest_read(s, id, &m, NULL) != 0)
+        return false;
+    struct adapter *a = NULL;
+    bool spoiled = object_read_adapter(s, m, 0, &a, NULL) == ERR_CORRUPT;
+    adapter_free(a);
+    json_decref(m);
+    return spoiled;
+}
+
+static int publish_files(struct job *j, const struct adapter *a, struct import_files *f,
+                         struct err *err)
+{
+    json_t *manifest = NULL;
+    memcpy(j->out->id, a->content_id, sizeof j->out->id);
+    int rc = make_manifest(j, a, &manifest, err);
+    for (size_t i = 0; !rc && i < f->n; i++)
+        rc = import_files_finish(f, i, manifest, &j->out->bytes, err);
+    if (!rc)
+        rc = manifest_seal(manifest, err);
+    struct publish p = {.id = a->content_id,
+                        .manifest = manifest,
+                        .files = f->published,
+                        .n_files = f->n,
+                        .name = j->out->name,
+                        .tag = j->out->tag,
+                        .force = j->opt->force};
+    if (!rc)
+        p.rewrite = stored_copy_is_spoiled(j->s, a->content_id);
+    if (!rc)
+        rc = publish(j->s, &p, &j->out->state, err);
+    json_decref(manifest);
+    return rc;
+}
+
+/* The copy in the work folder is what is looked at, hashed and kept: whatever happens to the source
+ * meanwhile. */
+static int read_copy(struct job *j, const char *work_folder, struct import_files *f,
+                     struct err *err)
+{
+    int rc = 0;
+    for (size_t i = 0; !rc && i < f->n; i++)
+        rc = blob_copy_wait(f->copies[i], UINT64_MAX, err);
+    struct adapter *a = NULL;
+    if (!rc)
+        rc = read_adapter(j, work_folder, false, &a, err);
+    if (!rc)
+        rc = content_id_compute(a, 0, err);
+    if (!rc && a->warnings && json_array_size(a->warnings))
+        json_array_extend(j->out->warnings, a->warnings);
+    if (!rc)
+        rc = publish_files(j, a, f, err);
+    adapter_free(a);
+    if (rc)
+        import_restore_paths(err, work_folder, j->folder);
+    return rc;
+}
+
+static int import_into(struct job *j, struct peft_files *files, struct err *err)
+{
+    struct work w;
+    int rc = work_open(&w, j->s, "import", err);
+    if (rc)
+        return rc;
+    struct import_files f = {0};
+    j->out->n_files = (uint32_t)files->n;
+    rc = import_files_open(&f, files->n, err);
+    for (size_t i = 0; !rc && i < files->n; i++)
+        rc = import_files_start(&f, i, files->items[i].path, w.folder, files->items[i].name, j->opt,
+                                err);
+    if (!rc)
+        rc = read_copy(j, w.folder, &f, err);
+    import_files_release(&f);
+    work_close(&w);
+    return rc;
+}
+
+int import_adapter(struct store *s, const char *path, const struct import_options *opt,
+                   struct import_result *out, struct err *err)
+{
+    memset(out, 0, sizeof *out);
+    struct job j = {.s = s, .path = path, .opt = opt, .out = out};
+    struct peft_files files = {0};
+    out->kind = STORE_ADAPTER;
+    out->warnings = json_array();
+    int rc = out->warnings ? peft_files_list(&files, path, err)
+                           : err_set(err, ERR_NO_MEMORY, "%s: no memory", path);
+    if (!rc) {
+        j.folder = file_dir_name(files.items[0].path);
+        rc = j.folder ? check_headers(&j, err) : err_set(err, ERR_NO_MEMORY, "%s: no memory", path);
+    }
+    if (!rc)
+        rc = opt->dry_run ? plan(&j, &files, err) : import_into(&j, &files, err);
+    peft_files_release(&files);
+    base_model_free(j.found_base);
+    sys_free(j.folder);
+    if (rc)
+        import_result_release(out);
+    return rc;
+}

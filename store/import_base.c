@@ -1,0 +1,266 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "libcore/base/file.h"
+#include "libcore/base/sys.h"
+#include "libcore/base/thread.h"
+#include "libcore/format/checkpoint.h"
+#include "store/import_impl.h"
+#include "store/object.h"
+
+struct job {
+    struct store *s;
+    const char *path;
+    const struct import_options *opt;
+    struct import_result *out;
+    struct base_model *base;
+    struct checkpoint *ckpt;
+};
+
+// ---- the manifest ------------------------------------------------------------------------------
+
+static const char *dtype_text(const struct checkpoint *c)
+{
+    enum dtype first = DTYPE_NONE;
+    for (size_t i = 0; i < checkpoint_count(c); i++) {
+        enum dtype t = checkpoint_at(c, i)->value.dtype;
+        if (first != DTYPE_NONE && t != first)
+            return "mixed";
+        first = t;
+    }
+    return first == DTYPE_NONE ? "" : dtype_name(first);
+}
+
+static int make_manifest(const struct job *j, json_t **out, struct err *err)
+{
+    const struct base_model *b = j->base;
+    *out = json_pack("{s:i,s:s,s:s,s:s,s:s,s:s,s:I,s:{s:s,s:s},s:s,s:i,s:i,s:I,s:s,s:{s:I,s:I,s:I},"
+                     "s:[]}",
+                     "schema", 1, "kind", "base", "id", b->id, "name", j->out->name, "format",
+                     "checkpoint", "source", b->folder, "created",
+                     (json_int_t)(thread_unix_ns() / 1000000000u), "base", "fingerprint", "",
+                     "name", b->name, "architecture", b->config.arch_name, "layers",
+                     (int)b->config.n_layers, "modules", (int)b->modules->n, "parameters",
+                     (json_int_t)b->n_parameters, "dtype", dtype_text(j->ckpt), "bytes", "disk",
+                     (json_int_t)0, "host", (json_int_t)checkpoint_weight_bytes(j->ckpt), "device",
+                     (json_int_t)(b->n_parameters * 2), "files");
+    if (*out && !j->opt->copy)
+        json_object_set_new(*out, "path", json_string(b->folder));
+    return *out ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+}
+
+static int add_tensor(json_t *list, const struct safetensors_entry *e, struct err *err)
+{
+    struct digest d;
+    char hex[DIGEST_HEX_CHARS + 1];
+    int rc = digest_buffer(e->value.data, e->end - e->begin, &d, err);
+    if (rc)
+        return rc;
+    digest_hex(&d, hex);
+    json_t *shape = json_array();
+    for (uint32_t i = 0; i < e->value.n_dims; i++)
+        json_array_append_new(shape, json_integer((json_int_t)e->value.shape[i]));
+    json_t *row = json_pack("{s:s,s:s,s:o,s:s}", "name", e->name, "dtype",
+                            dtype_name(e->value.dtype), "shape", shape, "sha256", hex);
+    return json_array_append_new(list, row) == 0
+               ? 0
+               : err_set(err, ERR_NO_MEMORY, "%s: no memory", e->name);
+}
+
+// ---- by reference ------------------------------------------------------------------------------
+
+static int add_reference(const struct job *j, json_t *manifest, const struct checkpoint_file *f,
+                         struct err *err)
+{
+    char hex[DIGEST_HEX_CHARS + 1] = "";
+    if (j->opt->deep) {
+        struct digest d;
+        char *path = file_join(j->base->folder, f->name);
+        int rc = path ? digest_file(path, &d, NULL, err)
+                      : err_set(err, ERR_NO_MEMORY, "%s: no memory", f->name);
+        sys_free(path);
+        if (rc)
+            return rc;
+        digest_hex(&d, hex);
+    }
+    j->out->bytes += f->size;
+    if (j->opt->on_bytes && j->opt->on_bytes(j->opt->on_bytes_arg, f->size) != 0)
+        return err_set(err, ERR_INTERRUPTED, "%s: interrupted", j->path);
+    return manifest_add_file(manifest, f->name, hex, f->size, f->mtime_ns, err);
+}
+
+static int add_references(const struct job *j, json_t *manifest, struct err *err)
+{
+    int rc = 0;
+    for (size_t i = 0; !rc && i < checkpoint_n_files(j->ckpt); i++)
+        rc = add_reference(j, manifest, checkpoint_file_at(j->ckpt, i), err);
+    json_t *tensors = j->opt->deep && !rc ? json_array() : NULL;
+    for (size_t i = 0; tensors && !rc && i < checkpoint_n_shards(j->ckpt); i++) {
+        const struct safetensors *s = checkpoint_shard(j->ckpt, i);
+        for (size_t t = 0; !rc && t < safetensors_count(s); t++)
+            rc = add_tensor(tensors, safetensors_at(s, t), err);
+    }
+    if (tensors)
+        json_object_set_new(manifest, "tensors", tensors);
+    return rc;
+}
+
+// ---- as a copy ---------------------------------------------------------------------------------
+
+/* Hashes each tensor of a shard's copy when its bytes have arrived. */
+static int hash_shard(struct blob_copy *c, const char *path, json_t *tensors, struct err *err)
+{
+    struct safetensors *s;
+    int rc = blob_copy_wait(c, UINT64_MAX, err);
+    if (!rc)
+        rc = safetensors_open(&s, path, 0, err);
+    if (rc)
+        return rc;
+    for (size_t i = 0; !rc && i < safetensors_count(s); i++)
+        rc = add_tensor(tensors, safetensors_at(s, i), err);
+    safetensors_free(s);
+    return rc;
+}
+
+static int copy_file(const struct job *j, struct import_files *f, size_t i, const char *work_folder,
+                     json_t *manifest, json_t *tensors, struct err *err)
+{
+    const struct checkpoint_file *file = checkpoint_file_at(j->ckpt, i);
+    char *from = file_join(j->base->folder, file->name);
+    int rc = from ? import_files_start(f, i, from, work_folder, file->name, j->opt, err)
+                  : err_set(err, ERR_NO_MEMORY, "%s: no memory", file->name);
+    if (!rc && file->weights)
+        rc = hash_shard(f->copies[i], f->published[i].tmp, tensors, err);
+    if (!rc)
+        rc = import_files_finish(f, i, manifest, &j->out->bytes, err);
+    sys_free(from);
+    return rc;
+}
+
+/* The copy may differ from what was looked at before, if somebody writes to the source: its own
+ * fingerprint must be the one that it is filed under. */
+static int check_copy(const struct job *j, const char *work_folder, struct err *err)
+{
+    struct base_model *copy;
+    int rc = base_model_open_folder(&copy, work_folder, err);
+    if (!rc && strcmp(copy->id, j->base->id) != 0)
+        rc = err_set(err, ERR_REFUSED, "%s: changed while it was copied", j->path);
+    base_model_free(copy);
+    return rc;
+}
+
+static int copy_files(const struct job *j, struct import_files *f, const char *work_folder,
+                      json_t *manifest, struct err *err)
+{
+    json_t *tensors = json_array();
+    int rc = tensors ? import_files_open(f, checkpoint_n_files(j->ckpt), err)
+                     : err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+    for (size_t i = 0; !rc && i < f->n; i++)
+        rc = copy_file(j, f, i, work_folder, manifest, tensors, err);
+    if (!rc)
+        rc = check_copy(j, work_folder, err);
+    if (!rc)
+        json_object_set(manifest, "tensors", tensors);
+    json_decref(tensors);
+    if (rc)
+        import_restore_paths(err, work_folder, j->base->folder);
+    return rc;
+}
+
+// ---- publishing --------------------------------------------------------------------------------
+
+static bool has_digest(const json_t *manifest)
+{
+    struct manifest_file f;
+    return manifest_file_at(manifest, 0, &f, NULL) == 0 && *f.digest;
+}
+
+/* A base that is known may have moved, or be known by reference and now come as a copy. */
+static bool supersedes(const struct job *j)
+{
+    json_t *old;
+    if (manifest_read(j->s, j->base->id, &old, NULL) != 0)
+        return false;
+    bool result = false;
+    if (object_is_reference(old)) {
+        const char *path = json_string_value(json_object_get(old, "path"));
+        result = j->opt->copy || strcmp(path, j->base->folder) != 0 ||
+                 (j->opt->deep && !has_digest(old)) || object_check_reference(old, NULL) != 0;
+    }
+    json_decref(old);
+    return result;
+}
+
+static int publish_base(const struct job *j, json_t *manifest, const struct import_files *f,
+                        struct err *err)
+{
+    int rc = manifest_seal(manifest, err);
+    if (rc)
+        return rc;
+    struct publish p = {.id = j->base->id,
+                        .manifest = manifest,
+                        .files = f->published,
+                        .n_files = f->n,
+                        .name = j->out->name,
+                        .tag = j->out->tag,
+                        .force = j->opt->force,
+                        .rewrite = supersedes(j)};
+    return publish(j->s, &p, &j->out->state, err);
+}
+
+static int import_into(const struct job *j, struct err *err)
+{
+    json_t *manifest;
+    struct import_files f = {0};
+    struct work w = {0};
+    int rc = make_manifest(j, &manifest, err);
+    if (!rc && j->opt->copy) {
+        rc = work_open(&w, j->s, "import", err);
+        if (!rc)
+            rc = copy_files(j, &f, w.folder, manifest, err);
+    } else if (!rc) {
+        rc = add_references(j, manifest, err);
+    }
+    if (!rc)
+        rc = publish_base(j, manifest, &f, err);
+    import_files_release(&f);
+    work_close(&w);
+    json_decref(manifest);
+    return rc;
+}
+
+static int plan(const struct job *j, struct err *err)
+{
+    for (size_t i = 0; i < checkpoint_n_files(j->ckpt); i++)
+        j->out->bytes += checkpoint_file_at(j->ckpt, i)->size;
+    j->out->state = PUBLISH_ADDED;
+    return j->s ? publish_check_name(j->s, j->out->name, j->out->tag, j->out->id, j->opt->force,
+                                     &j->out->state, err)
+                : 0;
+}
+
+int import_base(struct store *s, const char *path, const struct import_options *opt,
+                struct import_result *out, struct err *err)
+{
+    memset(out, 0, sizeof *out);
+    struct job j = {.s = s, .path = path, .opt = opt, .out = out};
+    out->kind = STORE_BASE;
+    out->by_reference = !opt->copy;
+    out->warnings = json_array();
+    int rc = out->warnings ? base_model_open_folder(&j.base, path, err)
+                           : err_set(err, ERR_NO_MEMORY, "%s: no memory", path);
+    if (!rc)
+        rc = checkpoint_open(&j.ckpt, j.base->folder, err);
+    if (!rc)
+        rc = import_set_name(out, opt, j.base->name, path, err);
+    if (!rc) {
+        memcpy(out->id, j.base->id, sizeof out->id);
+        out->n_files = (uint32_t)checkpoint_n_files(j.ckpt);
+        rc = opt->dry_run ? plan(&j, err) : import_into(&j, err);
+    }
+    checkpoint_free(j.ckpt);
+    base_model_free(j.base);
+    if (rc)
+        import_result_release(out);
+    return rc;
+}
