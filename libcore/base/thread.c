@@ -41,29 +41,36 @@ unsigned thread_n_processors(void)
 // ---- parallel ranges ---------------------------------------------------------------------------
 
 /*
- * A run is published by `generation`. Workers look at it for a short while before they sleep,
- * because the arithmetic of one step comes as hundreds of short runs and a wake-up costs more than
- * many of them. The caller waits for `n_busy` to fall to zero in the same way.
+ * A run is published by raising `generation`. Its ranges, one a thread, are claimed: a worker takes
+ * its own first and then whatever nobody has begun, and so does the caller, so that a run never
+ * waits for a thread that the system has not scheduled, only for ranges that were begun. A claim
+ * moves a range's number from the generation before to this one; who comes late finds it moved.
+ * Workers look at `generation` for a short while before they sleep, because the arithmetic of one
+ * step comes as hundreds of short runs and a wake-up costs more than many of them.
  */
-enum { SPINS = 4000 };
+enum { SPINS = 4000, CACHE_LINE = 64 };
 
 struct worker {
     struct worker_pool *pool;
     pthread_t thread;
     unsigned idx;
+    atomic_uint claimed; // generation in which range `idx` was last claimed
+    char apart[CACHE_LINE];
 };
 
 struct worker_pool {
     unsigned n_threads;
-    struct worker *workers; // n_threads - 1; worker i is thread_idx i + 1
+    struct worker *workers; // n_threads; the first stands for the caller
     unsigned n_started;
     unsigned n_spins; // 0 where the pool has more threads than processors
-    // One run's words, written before `generation` is raised.
+    // One run's words, written before `generation` is raised, read by who has claimed a range.
     size_t n, grain;
     void (*body)(void *arg, size_t begin, size_t end, unsigned thread_idx);
     void *arg;
     atomic_uint generation;
-    atomic_uint n_busy;
+    atomic_uint n_left; // ranges of this run that are not done
+    atomic_uint n_sleeping;
+    atomic_bool caller_sleeps;
     atomic_bool stop;
     pthread_mutex_t mutex; // only for sleeping
     pthread_cond_t work, idle;
@@ -91,6 +98,29 @@ static void run_range(const struct worker_pool *p, unsigned idx)
         p->body(p->arg, begin, end, idx);
 }
 
+static void range_done(struct worker_pool *p)
+{
+    if (atomic_fetch_sub(&p->n_left, 1) != 1 || !atomic_load(&p->caller_sleeps))
+        return;
+    pthread_mutex_lock(&p->mutex);
+    pthread_cond_signal(&p->idle);
+    pthread_mutex_unlock(&p->mutex);
+}
+
+/* Runs every range of this generation that is still free, beginning with the own one. */
+static void run_free_ranges(struct worker_pool *p, unsigned generation, unsigned own)
+{
+    for (unsigned i = 0; i < p->n_threads; i++) {
+        unsigned idx = (own + i) % p->n_threads, before = generation - 1;
+        atomic_uint *claimed = &p->workers[idx].claimed;
+        if (atomic_load_explicit(claimed, memory_order_relaxed) != before ||
+            !atomic_compare_exchange_strong(claimed, &before, generation))
+            continue;
+        run_range(p, idx);
+        range_done(p);
+    }
+}
+
 /* Waits until a generation other than `seen` is there; returns it. */
 static unsigned wait_for_work(struct worker_pool *p, unsigned seen)
 {
@@ -102,18 +132,23 @@ static unsigned wait_for_work(struct worker_pool *p, unsigned seen)
         cpu_relax();
     }
     pthread_mutex_lock(&p->mutex);
-    while ((now = atomic_load_explicit(&p->generation, memory_order_acquire)) == seen)
+    atomic_fetch_add(&p->n_sleeping, 1);
+    while ((now = atomic_load(&p->generation)) == seen)
         pthread_cond_wait(&p->work, &p->mutex);
+    atomic_fetch_sub(&p->n_sleeping, 1);
     pthread_mutex_unlock(&p->mutex);
     return now;
 }
 
-static void publish(struct worker_pool *p)
+static unsigned publish(struct worker_pool *p)
 {
-    pthread_mutex_lock(&p->mutex);
-    atomic_fetch_add_explicit(&p->generation, 1, memory_order_release);
-    pthread_cond_broadcast(&p->work);
-    pthread_mutex_unlock(&p->mutex);
+    unsigned generation = atomic_fetch_add(&p->generation, 1) + 1;
+    if (atomic_load(&p->n_sleeping) > 0) {
+        pthread_mutex_lock(&p->mutex);
+        pthread_cond_broadcast(&p->work);
+        pthread_mutex_unlock(&p->mutex);
+    }
+    return generation;
 }
 
 static void *worker_main(void *arg)
@@ -125,12 +160,7 @@ static void *worker_main(void *arg)
         seen = wait_for_work(p, seen);
         if (atomic_load(&p->stop))
             return NULL;
-        run_range(p, w->idx);
-        if (atomic_fetch_sub_explicit(&p->n_busy, 1, memory_order_acq_rel) == 1) {
-            pthread_mutex_lock(&p->mutex);
-            pthread_cond_signal(&p->idle);
-            pthread_mutex_unlock(&p->mutex);
-        }
+        run_free_ranges(p, seen, w->idx);
     }
 }
 
@@ -154,8 +184,9 @@ int worker_pool_open(struct worker_pool **out, unsigned n_threads, struct err *e
         return err_set(err, ERR_NO_MEMORY, "no memory for a pool of %u threads", n_threads);
     }
     for (unsigned i = 1; i < n_threads; i++) {
-        struct worker *w = &p->workers[i - 1];
-        *w = (struct worker){.pool = p, .idx = i};
+        struct worker *w = &p->workers[i];
+        w->pool = p;
+        w->idx = i;
         int rc = pthread_create(&w->thread, NULL, worker_main, w);
         if (rc != 0) {
             worker_pool_free(p);
@@ -173,7 +204,7 @@ void worker_pool_free(struct worker_pool *p)
         return;
     atomic_store(&p->stop, true);
     publish(p);
-    for (unsigned i = 0; i < p->n_started; i++)
+    for (unsigned i = 1; i <= p->n_started; i++)
         pthread_join(p->workers[i].thread, NULL);
     pthread_cond_destroy(&p->work);
     pthread_cond_destroy(&p->idle);
@@ -190,13 +221,15 @@ unsigned worker_pool_size(const struct worker_pool *p)
 static void wait_until_idle(struct worker_pool *p)
 {
     for (unsigned i = 0; i < p->n_spins; i++) {
-        if (atomic_load_explicit(&p->n_busy, memory_order_acquire) == 0)
+        if (atomic_load_explicit(&p->n_left, memory_order_acquire) == 0)
             return;
         cpu_relax();
     }
     pthread_mutex_lock(&p->mutex);
-    while (atomic_load_explicit(&p->n_busy, memory_order_acquire) != 0)
+    atomic_store(&p->caller_sleeps, true);
+    while (atomic_load(&p->n_left) != 0)
         pthread_cond_wait(&p->idle, &p->mutex);
+    atomic_store(&p->caller_sleeps, false);
     pthread_mutex_unlock(&p->mutex);
 }
 
@@ -216,9 +249,8 @@ void worker_pool_run(struct worker_pool *p, size_t n, size_t grain,
     p->grain = grain;
     p->body = body;
     p->arg = arg;
-    atomic_store_explicit(&p->n_busy, p->n_threads - 1, memory_order_relaxed);
-    publish(p);
-    run_range(p, 0);
+    atomic_store_explicit(&p->n_left, p->n_threads, memory_order_relaxed);
+    run_free_ranges(p, publish(p), 0);
     wait_until_idle(p);
 }
 

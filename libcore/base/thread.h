@@ -22,7 +22,9 @@ unsigned worker_pool_size(const struct worker_pool *p);
 
 /* Calls body(arg, begin, end, thread_idx) so that [0, n) is covered once by consecutive ranges, at
  * most one a thread, each a multiple of `grain` long but the last. Returns when all are done.
- * A static split: the same n, grain and pool size give the same ranges. */
+ * A static split: the same n, grain and pool size give the same ranges. thread_idx is the range's
+ * number: it is good for scratch memory of the range's own. Which thread runs a range is not said:
+ * one that the system keeps waiting is not waited for, another takes its range. */
 void worker_pool_run(struct worker_pool *p, size_t n, size_t grain,
                      void (*body)(void *arg, size_t begin, size_t end, unsigned thread_idx),
                      void *arg);
