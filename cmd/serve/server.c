@@ -122,10 +122,12 @@ static void on_done(void *user, struct http_exchange *x)
     if (r && r->access == AUTH_OPEN)
         return; // probes and scrapes would drown the rest
     struct generation *g = http_user(x);
+    const char *adapter =
+        g && g->n_uses ? g->uses[0].served->label : NULL; // never the client's text
     log_info("access", "%s %s status=%u bytes=%llu ms=%.1f peer=%s%s%s", http_method(x),
              r ? r->path : "(no route)", status, (unsigned long long)http_bytes_sent(x),
              (double)(thread_now_ns() - http_started_ns(x)) * 1e-6, http_peer(x),
-             g && g->model ? " model=" : "", g && g->model ? g->model : "");
+             adapter ? " adapter=" : "", adapter ? adapter : "");
 }
 
 // ---- opening ------------------------------------------------------------------------------------
