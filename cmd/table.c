@@ -60,6 +60,9 @@ static size_t text_columns(const char *text)
 {
     const unsigned char *s = (const unsigned char *)text;
     size_t n = 0;
+    while (*s >= 0x20 && *s < 0x7F) // most cells are nothing else
+        s++;
+    n = (size_t)(s - (const unsigned char *)text);
     while (*s)
         n += (size_t)width_of(next_code_point(&s));
     return n;
@@ -123,6 +126,15 @@ void table_row(struct table *t, const char *const *cells)
     t->last = &r->next;
 }
 
+static void print_blanks(size_t n, FILE *out)
+{
+    static const char blanks[] = "                                                                ";
+    for (size_t part; n; n -= part) {
+        part = n < sizeof blanks - 1 ? n : sizeof blanks - 1;
+        fwrite(blanks, 1, part, out);
+    }
+}
+
 static void print_cells(const struct table *t, const char *const *cells, FILE *out)
 {
     size_t n = t->n_columns;
@@ -130,12 +142,12 @@ static void print_cells(const struct table *t, const char *const *cells, FILE *o
         n--; // no blanks at a line's end
     for (size_t i = 0; i < n; i++) {
         bool last = i + 1 == n;
-        int pad = (int)(t->widths[i] - text_columns(cells[i]));
+        size_t pad = t->widths[i] - text_columns(cells[i]);
         if (t->right[i])
-            fprintf(out, "%*s%s", pad, "", cells[i]);
-        else
-            fprintf(out, "%s%*s", cells[i], last ? 0 : pad, "");
-        fputs(last ? "" : "  ", out);
+            print_blanks(pad, out);
+        fputs(cells[i], out);
+        if (!last)
+            print_blanks((t->right[i] ? 0 : pad) + 2, out);
     }
     fputc('\n', out);
 }
@@ -149,21 +161,55 @@ void table_print(const struct table *t, FILE *out)
         print_cells(t, r->cells, out);
 }
 
+/* Writes n and gives what follows. By hand, like all that stands below: a long listing formats tens
+ * of thousands of these, and printf takes its time. */
+static char *put_number(char *p, uint64_t n)
+{
+    char digits[20];
+    size_t i = sizeof digits;
+    do {
+        digits[--i] = (char)('0' + n % 10);
+        n /= 10;
+    } while (n);
+    memcpy(p, digits + i, sizeof digits - i);
+    return p + (sizeof digits - i);
+}
+
+static char *put_text(char *p, const char *text)
+{
+    size_t n = strlen(text);
+    memcpy(p, text, n + 1);
+    return p + n;
+}
+
 /* Three digits at most: "999", "1.2 K", "41.9 M", "120 G". */
 static const char *scaled(char *buf, uint64_t n, const char *unit)
 {
     static const char *const prefixes[] = {"", "k", "M", "G", "T", "P", "E"};
     if (n < 1000) {
-        snprintf(buf, TABLE_CELL_BYTES, "%u%s%s", (unsigned)n, *unit ? " " : "", unit);
+        put_text(put_text(put_number(buf, n), *unit ? " " : ""), unit);
         return buf;
     }
-    double v = (double)n;
+    uint64_t one = 1; // of the prefix
     size_t p = 0;
-    while (v >= 999.5 && p + 1 < sizeof prefixes / sizeof *prefixes) {
-        v /= 1000;
+    while (n / one >= 1000 || (n - n / one * one >= one / 2 && n / one == 999 && one > 1)) {
+        one *= 1000;
         p++;
     }
-    snprintf(buf, TABLE_CELL_BYTES, "%.*f %s%s", v < 99.95 ? 1 : 0, v, prefixes[p], unit);
+    uint64_t whole = n / one,
+             tenths = (n % one) / (one / 10) + ((n % one) % (one / 10) >= one / 20);
+    if (tenths == 10) {
+        whole++;
+        tenths = 0;
+    }
+    char *p_end = buf;
+    if (whole < 100) {
+        p_end = put_text(put_number(p_end, whole), ".");
+        p_end = put_number(p_end, tenths);
+    } else {
+        p_end = put_number(p_end, n / one + (n % one >= one / 2));
+    }
+    put_text(put_text(put_text(p_end, " "), prefixes[p]), unit);
     return buf;
 }
 
@@ -187,11 +233,11 @@ const char *table_age(char *buf, uint64_t unix_seconds_then)
     uint64_t age = now > unix_seconds_then ? now - unix_seconds_then : 0;
     for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
         if (age >= units[i].seconds) {
-            snprintf(buf, TABLE_CELL_BYTES, "%llu %s ago",
-                     (unsigned long long)(age / units[i].seconds), units[i].unit);
+            char *p = put_text(put_number(buf, age / units[i].seconds), " ");
+            put_text(put_text(p, units[i].unit), " ago");
             return buf;
         }
     }
-    snprintf(buf, TABLE_CELL_BYTES, "%u s ago", (unsigned)age);
+    put_text(put_number(buf, age), " s ago");
     return buf;
 }

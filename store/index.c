@@ -11,15 +11,20 @@ static const char *const sql[STATEMENT_COUNT] = {
     [STATEMENT_COMMIT] = "COMMIT",
     [STATEMENT_ROLLBACK] = "ROLLBACK",
     [STATEMENT_PUT_OBJECT] =
-        "INSERT OR REPLACE INTO object(kind, id, base_id, base_name, format, arch, path, dtype,"
+        "INSERT INTO object(kind, id, base_id, base_name, format, arch, path, dtype,"
         " targets, kinds, min_rank, max_rank, n_layers, n_modules, n_parameters, disk_bytes,"
         " host_bytes, device_bytes, created)"
         " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+    // A name may be there before the object that it names is indexed again.
+    [STATEMENT_JOIN_REFS] =
+        "UPDATE ref SET object_no = (SELECT no FROM object WHERE id = ref.object)"
+        " WHERE object = ?",
     [STATEMENT_PUT_FILE] =
         "INSERT OR REPLACE INTO file(object, path, digest, size) VALUES(?,?,?,?)",
     [STATEMENT_DELETE_FILES] = "DELETE FROM file WHERE object = ?",
     [STATEMENT_DELETE_OBJECT] = "DELETE FROM object WHERE id = ?",
-    [STATEMENT_PUT_REF] = "INSERT OR REPLACE INTO ref(name, tag, object, time) VALUES(?,?,?,?)",
+    [STATEMENT_PUT_REF] = "INSERT OR REPLACE INTO ref(name, tag, object, time, object_no)"
+                          " VALUES(?1,?2,?3,?4,(SELECT no FROM object WHERE id = ?3))",
     [STATEMENT_DELETE_REF] = "DELETE FROM ref WHERE name = ? AND tag = ?",
     [STATEMENT_GET_REF] = "SELECT object FROM ref WHERE name = ? AND tag = ?",
     [STATEMENT_GET_OBJECT] = "SELECT " INDEX_OBJECT_COLUMNS " FROM object o WHERE o.id = ?",
@@ -183,7 +188,11 @@ int index_open(struct index **out, const char *path, bool create, uint32_t busy_
         return rc;
     }
     sqlite3_busy_timeout(x->db, (int)busy_ms);
-    rc = exec(x, "PRAGMA synchronous = FULL; PRAGMA trusted_schema = OFF", "opening it", err);
+    rc = exec(x,
+              "PRAGMA synchronous = FULL; PRAGMA trusted_schema = OFF;"
+              // KiB; a listing of ten thousand reads each page once, not once a row.
+              "PRAGMA cache_size = -32768",
+              "opening it", err);
     if (!rc)
         rc = use_wal(x, err);
     if (!rc)

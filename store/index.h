@@ -21,6 +21,7 @@ int index_begin(struct index *x, struct err *err);
 int index_commit(struct index *x, struct err *err); // on failure the transaction is rolled back
 void index_rollback(struct index *x);               // nothing to do: nothing done
 
+/* After index_delete_object() of that id, if it may be there. */
 int index_put_object(struct index *x, const struct store_entry *e, struct err *err);
 int index_put_file(struct index *x, const char *id, const char *path, const char *digest,
                    uint64_t size, struct err *err);

@@ -12,6 +12,18 @@ static int failed(struct err *err)
 
 // ---- writing -----------------------------------------------------------------------------------
 
+static int run_with_texts(struct index *x, enum index_statement which, const char *a, const char *b,
+                          struct err *err)
+{
+    sqlite3_stmt *st = index_statement(x, which, err);
+    if (!st)
+        return failed(err);
+    index_bind_text(st, 1, a);
+    if (b)
+        index_bind_text(st, 2, b);
+    return index_run(x, st, err);
+}
+
 int index_put_object(struct index *x, const struct store_entry *e, struct err *err)
 {
     sqlite3_stmt *st = index_statement(x, STATEMENT_PUT_OBJECT, err);
@@ -28,7 +40,8 @@ int index_put_object(struct index *x, const struct store_entry *e, struct err *e
         index_bind_text(st, column++, texts[i]);
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         sqlite3_bind_int64(st, column++, (sqlite3_int64)numbers[i]);
-    return index_run(x, st, err);
+    int rc = index_run(x, st, err);
+    return rc ? rc : run_with_texts(x, STATEMENT_JOIN_REFS, e->id, NULL, err);
 }
 
 int index_put_file(struct index *x, const char *id, const char *path, const char *digest,
@@ -41,18 +54,6 @@ int index_put_file(struct index *x, const char *id, const char *path, const char
     index_bind_text(st, 2, path);
     index_bind_text(st, 3, digest);
     sqlite3_bind_int64(st, 4, (sqlite3_int64)size);
-    return index_run(x, st, err);
-}
-
-static int run_with_texts(struct index *x, enum index_statement which, const char *a, const char *b,
-                          struct err *err)
-{
-    sqlite3_stmt *st = index_statement(x, which, err);
-    if (!st)
-        return failed(err);
-    index_bind_text(st, 1, a);
-    if (b)
-        index_bind_text(st, 2, b);
     return index_run(x, st, err);
 }
 
@@ -314,66 +315,102 @@ int index_each_file(struct index *x,
 static void list_sql(struct strbuf *sb, const struct store_query *q)
 {
     strbuf_adds(sb, "SELECT r.name, r.tag, " INDEX_OBJECT_COLUMNS
-                    " FROM ref r JOIN object o ON o.id = r.object WHERE 1");
+                    " FROM ref r JOIN object o ON o.no = r.object_no WHERE 1");
     if (q->kinds && q->kinds != STORE_ANY)
         strbuf_addf(sb, " AND o.kind = %u", q->kinds);
     if (q->base_id)
         strbuf_adds(sb, q->or_unknown_base ? " AND o.base_id IN (?1, '')" : " AND o.base_id = ?1");
     if (q->tag)
         strbuf_adds(sb, " AND r.tag = ?2");
-    // The primary key's own order comes last, so that rows of one (name, id) follow one another.
+    // By name it is the primary key's own order: nothing is sorted.
     static const char *const orders[] = {
-        [STORE_SORT_NAME] = "r.name, r.object, r.tag",
-        [STORE_SORT_AGE] = "o.created DESC, r.name, r.object, r.tag",
-        [STORE_SORT_BYTES] = "o.disk_bytes DESC, r.name, r.object, r.tag",
-        [STORE_SORT_RANK] = "o.max_rank DESC, r.name, r.object, r.tag",
+        [STORE_SORT_NAME] = "r.name, r.tag",
+        [STORE_SORT_AGE] = "o.created DESC, r.name, r.tag",
+        [STORE_SORT_BYTES] = "o.disk_bytes DESC, r.name, r.tag",
+        [STORE_SORT_RANK] = "o.max_rank DESC, r.name, r.tag",
     };
     strbuf_addf(sb, " ORDER BY %s", orders[q->sort]);
 }
 
-/* A row that waits for more tags of the same (name, id). */
+/* Entries of one name that wait for more tags; mostly one. */
 struct pending {
-    struct store_entry entry; // strings in memory
-    struct strbuf tags;
-    bool any;
+    struct waiting {
+        struct store_entry entry; // strings in memory
+        struct strbuf tags;
+    } * items;
+    size_t n, cap;
 };
 
 static int emit(struct pending *p, int (*row)(void *arg, const struct store_entry *e), void *arg,
                 struct err *err)
 {
-    if (!p->any)
-        return 0;
-    p->any = false;
-    if (p->tags.failed)
-        return err_set(err, ERR_NO_MEMORY, "no memory for a listing");
-    p->entry.tags = strbuf_text(&p->tags);
-    int rc = row(arg, &p->entry);
-    store_entry_release(&p->entry);
+    int rc = 0;
+    for (size_t i = 0; i < p->n; i++) {
+        struct waiting *w = &p->items[i];
+        if (!rc && w->tags.failed)
+            rc = err_set(err, ERR_NO_MEMORY, "no memory for a listing");
+        w->entry.tags = strbuf_text(&w->tags);
+        if (!rc)
+            rc = row(arg, &w->entry);
+        store_entry_release(&w->entry);
+        strbuf_reset(&w->tags);
+    }
+    p->n = 0;
     return rc;
 }
 
-/* Takes one row of the statement: more tags of the pending entry, or a new one. */
+static void pending_release(struct pending *p)
+{
+    for (size_t i = 0; i < p->cap; i++) {
+        if (i < p->n)
+            store_entry_release(&p->items[i].entry);
+        strbuf_release(&p->items[i].tags);
+    }
+    sys_free(p->items);
+}
+
+/* A free place behind those that wait; its strbuf keeps its memory from use to use. */
+static struct waiting *next_place(struct pending *p)
+{
+    if (p->n == p->cap) {
+        size_t cap = p->cap ? p->cap * 2 : 4;
+        struct waiting *more = sys_reallocarray(p->items, cap, sizeof *more);
+        if (!more)
+            return NULL;
+        memset(more + p->cap, 0, (cap - p->cap) * sizeof *more);
+        p->items = more;
+        p->cap = cap;
+    }
+    return &p->items[p->n];
+}
+
+/* Takes one row of the statement: one more tag of an entry that waits, or a new entry. */
 static int take_row(struct pending *p, sqlite3_stmt *st,
                     int (*row)(void *arg, const struct store_entry *e), void *arg, struct err *err)
 {
     const char *name = index_text(st, 0), *tag = index_text(st, 1), *id = index_text(st, 3);
-    if (p->any && strcmp(p->entry.name, name) == 0 && strcmp(p->entry.id, id) == 0) {
-        strbuf_addc(&p->tags, ',');
-        strbuf_adds(&p->tags, tag);
-        return 0;
+    if (p->n && strcmp(p->items[0].entry.name, name) != 0) {
+        int rc = emit(p, row, arg, err);
+        if (rc)
+            return rc;
     }
-    int rc = emit(p, row, arg, err);
+    for (size_t i = 0; i < p->n; i++) {
+        if (strcmp(p->items[i].entry.id, id) == 0) {
+            strbuf_addc(&p->items[i].tags, ',');
+            strbuf_adds(&p->items[i].tags, tag);
+            return 0;
+        }
+    }
+    struct waiting *w = next_place(p);
+    if (!w)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a listing");
+    w->entry = (struct store_entry){.name = name, .tags = ""};
+    index_read_object(st, 2, &w->entry);
+    int rc = keep_strings(&w->entry, err);
     if (rc)
         return rc;
-    struct store_entry e = {.name = name, .tags = ""};
-    index_read_object(st, 2, &e);
-    rc = keep_strings(&e, err);
-    if (rc)
-        return rc;
-    p->entry = e;
-    p->any = true;
-    strbuf_reset(&p->tags);
-    strbuf_adds(&p->tags, tag);
+    strbuf_adds(&w->tags, tag);
+    p->n++;
     return 0;
 }
 
@@ -399,8 +436,7 @@ int index_list(struct index *x, const struct store_query *q,
         result = rc < 0 ? rc : take_row(&p, st, row, arg, err);
     if (!result)
         result = emit(&p, row, arg, err);
-    store_entry_release(&p.entry);
-    strbuf_release(&p.tags);
+    pending_release(&p);
     sqlite3_finalize(st);
     return result;
 }

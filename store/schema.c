@@ -7,13 +7,15 @@
  */
 const char *const schema_migrations[] = {
     // 1
+    // no: what names join by; ids are long.
     "CREATE TABLE object("
-    " id TEXT PRIMARY KEY, kind INTEGER NOT NULL, base_id TEXT NOT NULL, base_name TEXT NOT NULL,"
+    " no INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, kind INTEGER NOT NULL, base_id TEXT NOT "
+    "NULL, base_name TEXT NOT NULL,"
     " format TEXT NOT NULL, arch TEXT NOT NULL, path TEXT NOT NULL, dtype TEXT NOT NULL,"
     " targets TEXT NOT NULL, kinds INTEGER NOT NULL, min_rank INTEGER NOT NULL,"
     " max_rank INTEGER NOT NULL, n_layers INTEGER NOT NULL, n_modules INTEGER NOT NULL,"
     " n_parameters INTEGER NOT NULL, disk_bytes INTEGER NOT NULL, host_bytes INTEGER NOT NULL,"
-    " device_bytes INTEGER NOT NULL, created INTEGER NOT NULL) WITHOUT ROWID;"
+    " device_bytes INTEGER NOT NULL, created INTEGER NOT NULL);"
     "CREATE INDEX object_base ON object(base_id);"
     // digest is '' for files of a base by reference that were not hashed.
     "CREATE TABLE file("
@@ -21,7 +23,8 @@ const char *const schema_migrations[] = {
     " PRIMARY KEY(object, path)) WITHOUT ROWID;"
     "CREATE INDEX file_digest ON file(digest);"
     "CREATE TABLE ref("
-    " name TEXT NOT NULL, tag TEXT NOT NULL, object TEXT NOT NULL, time INTEGER NOT NULL,"
+    " name TEXT NOT NULL, tag TEXT NOT NULL, object TEXT NOT NULL, object_no INTEGER,"
+    " time INTEGER NOT NULL,"
     " PRIMARY KEY(name, tag)) WITHOUT ROWID;"
     "CREATE INDEX ref_object ON ref(object);",
     NULL,
