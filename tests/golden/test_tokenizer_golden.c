@@ -81,7 +81,8 @@ static void check_row(const struct tokenizer *t, const char *name, size_t i, con
         rc = token_stream_finish(stream, &streamed, &err);
     EXPECT_MSG(rc == 0, "%s text %zu: %s", name, i, err.msg);
     EXPECT_MSG(same_ids(&ids, json_array_get(row, 0)), "%s text %zu: ids differ", name, i);
-    EXPECT_MSG(same_ids(&special, json_array_get(row, 1)), "%s text %zu: with special tokens", name, i);
+    EXPECT_MSG(same_ids(&special, json_array_get(row, 1)), "%s text %zu: with special tokens", name,
+               i);
     EXPECT_MSG(same_text(&whole, json_array_get(row, 2)), "%s text %zu: decoded", name, i);
     EXPECT_MSG(same_text(&streamed, json_array_get(row, 2)), "%s text %zu: streamed", name, i);
     token_stream_free(stream);

@@ -574,8 +574,8 @@ static void sweep(const char *path)
 
 TEST(every_failed_allocation_is_an_error_and_no_leak)
 {
-    // Our own calls and PCRE2's (through its hook). Not jansson's: 2.14 writes out of bounds when an
-    // allocation fails inside json_loadb.
+    // Our own calls and PCRE2's (through its hook). Not jansson's: 2.14 writes out of bounds when
+    // an allocation fails inside json_loadb.
     sweep(make_adapter("{\"rank_pattern\":{\"q_proj\":4},\"exclude_modules\":\".*x\","
                        "\"modules_to_save\":[\"z\"],\"layers_pattern\":[\"layers\"]}",
                        NULL));
