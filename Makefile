@@ -26,7 +26,7 @@ LDFLAGS  += $(filter -fsanitize%,$(CFLAGS)) -Wl,--as-needed
 LIBCORE := \
   $(addprefix libcore/base/,arena digest err file log strbuf sys thread) \
   $(addprefix libcore/tensor/,dtype tensor) \
-  $(addprefix libcore/adapter/,adapter content_id) \
+  $(addprefix libcore/adapter/,adapter capability content_id eigen stats) \
   $(addprefix libcore/format/,checkpoint generation_config hub peft peft_config peft_experts \
     peft_files peft_match peft_modules peft_names peft_write safetensors safetensors_header safetensors_writer) \
   $(addprefix libcore/text/,added bpe bpe_merge cp_set decode decode_read json_fields json_pull \

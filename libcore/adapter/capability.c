@@ -1,0 +1,82 @@
+#include "libcore/adapter/capability.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+const char *capability_use_name(enum capability_use use)
+{
+    static const char *const names[CAPABILITY_COUNT] = {"serve", "scale", "merge", "combine"};
+    return names[use];
+}
+
+static void say(struct capability *c, bool ok, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static void say(struct capability *c, bool ok, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(c->why, sizeof c->why, fmt, args);
+    va_end(args);
+    c->ok = ok;
+}
+
+static void serve(const struct adapter *a, unsigned served, struct capability *c)
+{
+    char missing[96];
+    if (a->kinds & ~served)
+        say(c, false, "%s: not computed by this back end",
+            adapter_kinds_text(a->kinds & ~served, missing, sizeof missing));
+}
+
+/* DoRA's gain depends on the scale; what replaces weights has none. */
+static void scale(const struct adapter *a, unsigned served, struct capability *c)
+{
+    unsigned fixed = a->kinds & ~(unsigned)ADAPTER_ADDITIVE;
+    char kinds[96];
+    serve(a, served, c);
+    if (!c->ok || !fixed)
+        return;
+    say(c, false, "%s: only alone and at scale 1", adapter_kinds_text(fixed, kinds, sizeof kinds));
+}
+
+static void merge(const struct adapter *a, struct capability *c)
+{
+    bool lora_bias = a->kinds & ADAPTER_LORA_BIAS;
+    if (lora_bias) // PEFT refuses too: there is nothing to add s b_B to
+        say(c, true, "lora_bias: the base must have biases on its modules");
+    else if (a->kinds & (ADAPTER_EMBED | ADAPTER_HEAD | ADAPTER_TOKENS))
+        say(c, true, "in a base with tied embeddings, the merged model is no longer tied");
+}
+
+/* Sums of B A: everything else has no factored form to be summed. */
+static void combine(const struct adapter *a, struct capability *c)
+{
+    unsigned other =
+        a->kinds & ~(unsigned)(ADAPTER_LORA | ADAPTER_EMBED | ADAPTER_HEAD | ADAPTER_EXPERTS);
+    char kinds[96];
+    for (size_t i = 0; i < a->n_modules; i++) { // a saved base layer is no change of its own
+        const struct adapter_module *m = &a->modules[i];
+        if (tensor_present(&m->full) && !m->full_is_base)
+            break;
+        if (i + 1 == a->n_modules)
+            other &= ~(unsigned)ADAPTER_FULL;
+    }
+    if (other)
+        say(c, false, "%s: no sum of factors; merge it into the base, then extract",
+            adapter_kinds_text(other, kinds, sizeof kinds));
+}
+
+void capability_of(const struct adapter *a, enum capability_use use, unsigned served_kinds,
+                   struct capability *out)
+{
+    *out = (struct capability){.ok = true};
+    if (use == CAPABILITY_SERVE)
+        serve(a, served_kinds, out);
+    else if (use == CAPABILITY_SCALE)
+        scale(a, served_kinds, out);
+    else if (use == CAPABILITY_MERGE)
+        merge(a, out);
+    else
+        combine(a, out);
+}
