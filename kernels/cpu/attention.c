@@ -3,12 +3,13 @@
  *
  * A work item is (sequence, key/value head, up to 16 queries): the query heads that share the
  * key/value head, for as many rows as fit, so a key is read once for all of them. Keys come in
- * blocks that do not depend on the queries (a page, at most 64 keys), with a running maximum and
- * sum; what a query does not see leaves it bit for bit. So a row's result does not depend on how
- * its prompt was cut into steps. Threads take items one by one.
- * Bytes: keys and values of the context once for decode rows, and once for 16 queries in prefill.
+ * blocks of 64 that do not depend on the queries, with a running maximum and sum; what a query does
+ * not see leaves it bit for bit. So a row's result does not depend on how its prompt was cut into
+ * steps. Threads take items one by one. Bytes: keys and values of the context once for decode rows,
+ * and once for 16 queries in prefill.
  */
 #include <math.h>
+#include <string.h>
 
 #include "kernels/cpu/cpu_impl.h"
 
@@ -61,17 +62,23 @@ static struct item find_item(const struct attention_run *r, uint32_t idx)
     return it;
 }
 
-/* Keys (values follow n_kv_heads * page_tokens rows later) of a head at a position of a page. */
-static const float *key_rows(const struct attention_run *r, const struct item *it,
-                             uint32_t position)
+/* The pieces of the block of keys that begins at key0. */
+static void find_pieces(const struct attention_run *r, const struct item *it, uint32_t key0,
+                        struct isa_attend *a)
 {
     const struct device_model *m = r->m;
-    uint32_t tokens = m->limits.page_tokens;
-    uint32_t page = r->s->pages[it->seq->page0 + position / tokens];
-    const char *at = m->chunks + (uint64_t)(page / m->pages_per_chunk) * BACKEND_CHUNK_BYTES +
-                     (page % m->pages_per_chunk) * m->page_bytes;
-    size_t row = ((size_t)r->layer * 2 * m->config->n_kv_heads + it->kv_head) * tokens;
-    return (const float *)(const void *)at + (row + position % tokens) * m->config->head_dim;
+    uint32_t tokens = m->limits.page_tokens, n_kv = m->config->n_kv_heads;
+    size_t head_floats = (size_t)tokens * m->config->head_dim;
+    for (uint32_t i = 0; i * a->piece < a->n_keys; i++) {
+        uint32_t position = key0 + i * a->piece, in_page = position % tokens;
+        uint32_t page = r->s->pages[it->seq->page0 + position / tokens];
+        const char *at = m->chunks + (uint64_t)(page / m->pages_per_chunk) * BACKEND_CHUNK_BYTES +
+                         (page % m->pages_per_chunk) * m->page_bytes;
+        const float *keys = (const float *)(const void *)at +
+                            ((size_t)r->layer * 2 * n_kv + it->kv_head) * head_floats;
+        a->k[i] = keys + in_page;
+        a->v[i] = keys + n_kv * head_floats + (size_t)in_page * m->config->head_dim;
+    }
 }
 
 static void set_bounds(const struct item *it, uint32_t window, uint32_t key0, uint32_t n_keys,
@@ -88,54 +95,66 @@ static void set_bounds(const struct item *it, uint32_t window, uint32_t key0, ui
     }
 }
 
+/* Queries, scaled and lying as [head_dim][16]. */
+static void load_queries(const struct attention_run *r, const struct item *it, float *q)
+{
+    const struct model_config *c = r->m->config;
+    float scale = (float)c->attention_scale;
+    memset(q, 0, (size_t)ISA_ATTEND_QUERIES * c->head_dim * sizeof *q);
+    for (uint32_t i = 0; i < it->n_rows * it->n_heads; i++) {
+        size_t row = it->row0 + i / it->n_heads, head = it->head0 + i % it->n_heads;
+        const float *from = r->qkv + row * r->m->qkv_rows + head * c->head_dim;
+        for (uint32_t d = 0; d < c->head_dim; d++)
+            q[d * ISA_ATTEND_QUERIES + i] = from[d] * scale;
+    }
+}
+
+static void store_outputs(const struct attention_run *r, const struct item *it, const float *out,
+                          const float *sum)
+{
+    const struct model_config *c = r->m->config;
+    for (uint32_t i = 0; i < it->n_rows * it->n_heads; i++) {
+        size_t row = it->row0 + i / it->n_heads, head = it->head0 + i % it->n_heads;
+        float *to = r->out + (row * c->n_heads + head) * c->head_dim;
+        for (uint32_t d = 0; d < c->head_dim; d++)
+            to[d] = out[i * c->head_dim + d] / sum[i];
+    }
+}
+
 static void attend_item(const struct attention_run *r, const struct item *it, float *scratch)
 {
     const struct device_model *m = r->m;
     const struct model_config *c = m->config;
-    uint32_t hd = c->head_dim, n_queries = it->n_rows * it->n_heads;
-    uint32_t block =
-        m->limits.page_tokens < ISA_ATTEND_KEYS ? m->limits.page_tokens : ISA_ATTEND_KEYS;
+    uint32_t hd = c->head_dim, tokens = m->limits.page_tokens;
     uint32_t window = c->layers[r->layer].window;
-    float *q = scratch, *out = q + ISA_ATTEND_QUERIES * hd;
-    float max[ISA_ATTEND_QUERIES], sum[ISA_ATTEND_QUERIES];
+    float max[ISA_ATTEND_QUERIES], sum[ISA_ATTEND_QUERIES] = {0};
     int first[ISA_ATTEND_QUERIES], last[ISA_ATTEND_QUERIES];
-    for (uint32_t i = 0; i < n_queries; i++) {
-        uint32_t row = it->row0 + i / it->n_heads, head = it->head0 + i % it->n_heads;
-        const float *from = r->qkv + (size_t)row * m->qkv_rows + (size_t)head * hd;
-        max[i] = -INFINITY;
-        sum[i] = 0;
-        for (uint32_t d = 0; d < hd; d++) {
-            q[i * hd + d] = from[d] * (float)c->attention_scale;
-            out[i * hd + d] = 0;
-        }
-    }
-    uint32_t end = it->position0 + it->n_rows, begin = 0;
-    if (window && it->position0 + 1 > window)
-        begin = (it->position0 + 1 - window) / block * block;
-    struct isa_attend a = {.q = q,
-                           .ldq = hd,
-                           .ld_kv = hd,
-                           .n_queries = n_queries,
+    struct isa_attend a = {.q = scratch,
+                           .k_stride = tokens,
+                           .piece = tokens < ISA_ATTEND_KEYS ? tokens : ISA_ATTEND_KEYS,
+                           .n_queries = it->n_rows * it->n_heads,
                            .head_dim = hd,
                            .first = first,
                            .last = last,
                            .softcap = (float)c->attention_softcap,
-                           .out = out,
+                           .out = scratch + (size_t)ISA_ATTEND_QUERIES * hd,
                            .max = max,
-                           .sum = sum};
-    for (uint32_t key0 = begin; key0 < end; key0 += block) {
-        a.n_keys = end - key0 < block ? end - key0 : block;
-        a.k = key_rows(r, it, key0);
-        a.v = a.k + (size_t)c->n_kv_heads * m->limits.page_tokens * hd;
+                           .sum = sum,
+                           .buffer = scratch + 2 * (size_t)ISA_ATTEND_QUERIES * hd};
+    load_queries(r, it, scratch);
+    memset(a.out, 0, (size_t)ISA_ATTEND_QUERIES * hd * sizeof *a.out);
+    for (uint32_t i = 0; i < a.n_queries; i++)
+        max[i] = -INFINITY;
+    uint32_t end = it->position0 + it->n_rows, begin = 0;
+    if (window && it->position0 + 1 > window)
+        begin = (it->position0 + 1 - window) / ISA_ATTEND_KEYS * ISA_ATTEND_KEYS;
+    for (uint32_t key0 = begin; key0 < end; key0 += ISA_ATTEND_KEYS) {
+        a.n_keys = end - key0 < ISA_ATTEND_KEYS ? end - key0 : ISA_ATTEND_KEYS;
+        find_pieces(r, it, key0, &a);
         set_bounds(it, window, key0, a.n_keys, first, last);
         m->isa->attend(&a);
     }
-    for (uint32_t i = 0; i < n_queries; i++) {
-        uint32_t row = it->row0 + i / it->n_heads, head = it->head0 + i % it->n_heads;
-        float *to = r->out + ((size_t)row * c->n_heads + head) * hd;
-        for (uint32_t d = 0; d < hd; d++)
-            to[d] = out[i * hd + d] / sum[i];
-    }
+    store_outputs(r, it, a.out, sum);
 }
 
 static void attend_items(void *arg, size_t begin, size_t end, unsigned thread_idx)

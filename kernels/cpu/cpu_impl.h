@@ -4,7 +4,7 @@
  * Activations are float32, row-major. Base matrices keep the checkpoint's type (BF16, F16 or F32,
  * wider ones are F32) in panels (isa/isa.h); norms, biases, gains and replaced rows are float32;
  * A and B keep the adapter's type. Keys and values are float32:
- * page = [layer][k, v][kv head][token][head_dim].
+ * page = [layer]([kv head][head_dim][token] of keys, [kv head][token][head_dim] of values).
  */
 #ifndef KERNELS_CPU_CPU_IMPL_H
 #define KERNELS_CPU_CPU_IMPL_H

@@ -13,17 +13,30 @@ struct rope_run {
     float *qkv;
 };
 
-/* Row `position` of a head's keys (which 0) or values (1). */
-static float *kv_row(const struct rope_run *r, const struct step_sequence *seq, uint32_t position,
-                     unsigned which, uint32_t head)
+/* The page of a position. */
+static float *page_at(const struct rope_run *r, const struct step_sequence *seq, uint32_t position)
 {
     const struct device_model *m = r->m;
-    uint32_t tokens = m->limits.page_tokens;
-    uint32_t page = r->s->pages[seq->page0 + position / tokens];
+    uint32_t page = r->s->pages[seq->page0 + position / m->limits.page_tokens];
     char *at = m->chunks + (uint64_t)(page / m->pages_per_chunk) * BACKEND_CHUNK_BYTES +
                (page % m->pages_per_chunk) * m->page_bytes;
-    size_t rows = ((size_t)(r->layer * 2 + which) * m->config->n_kv_heads + head) * tokens;
-    return (float *)(void *)at + (rows + position % tokens) * m->config->head_dim;
+    return (float *)(void *)at;
+}
+
+/* Keys of a page lie as [head_dim][token], values as [token][head_dim]. */
+static void write_row(const struct rope_run *r, size_t row, const float *k, const float *v)
+{
+    const struct model_config *c = r->m->config;
+    const struct step_sequence *seq = &r->s->sequences[r->s->row_sequence[row]];
+    uint32_t position = r->s->row_position[row], tokens = r->m->limits.page_tokens;
+    size_t hd = c->head_dim, head_floats = hd * tokens, t = position % tokens;
+    float *keys = page_at(r, seq, position) + (size_t)r->layer * 2 * c->n_kv_heads * head_floats;
+    float *values = keys + c->n_kv_heads * head_floats;
+    for (uint32_t h = 0; h < c->n_kv_heads; h++) {
+        for (uint32_t d = 0; d < hd; d++)
+            keys[h * head_floats + d * tokens + t] = k[h * hd + d];
+        memcpy(values + h * head_floats + t * hd, v + h * hd, hd * sizeof *v);
+    }
 }
 
 static void rope_rows(void *arg, size_t begin, size_t end, unsigned thread_idx)
@@ -40,12 +53,7 @@ static void rope_rows(void *arg, size_t begin, size_t end, unsigned thread_idx)
         for (uint32_t h = 0; h < c->n_heads + c->n_kv_heads; h++)
             m->isa->rotate(q + h * hd, q + h * hd + half, cosines, cosines + half, half);
         const float *k = q + (size_t)c->n_heads * hd, *v = k + m->kv_dim;
-        const struct step_sequence *seq = &r->s->sequences[r->s->row_sequence[row]];
-        uint32_t position = r->s->row_position[row];
-        for (uint32_t h = 0; h < c->n_kv_heads; h++) {
-            memcpy(kv_row(r, seq, position, 0, h), k + h * hd, hd * sizeof *k);
-            memcpy(kv_row(r, seq, position, 1, h), v + h * hd, hd * sizeof *v);
-        }
+        write_row(r, row, k, v);
     }
 }
 

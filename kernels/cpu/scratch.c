@@ -15,7 +15,7 @@ static uint64_t row_floats(const struct model_config *c)
 static uint64_t thread_floats_of(const struct model_config *c)
 {
     uint64_t vocab = 2ull * (c->vocab_size + LIMIT_ADDED_TOKENS) * 2;
-    uint64_t attend = (uint64_t)ISA_ATTEND_QUERIES * (2 * c->head_dim + 4);
+    uint64_t attend = (2ull * ISA_ATTEND_QUERIES + ISA_ATTEND_KEYS) * c->head_dim;
     uint64_t row = 2ull * (c->d_model + c->head_dim + c->d_ff) + 16 * LIMIT_RANK;
     return (vocab + attend + row + 63) / 16 * 16;
 }

@@ -22,17 +22,21 @@
 
 enum { ISA_PANEL = 32, ISA_ATTEND_QUERIES = 16, ISA_ATTEND_KEYS = 64 };
 
-/* One block of keys of one key/value head against some queries; see isa_table.attend. */
+/*
+ * One block of keys of one key/value head against some queries; see isa_table.attend. The keys lie
+ * in pieces of `piece` (a power of two; pages, or parts of one): piece i holds its keys as
+ * [head_dim][.], `k_stride` floats from one d to the next, and its values as [piece][head_dim].
+ */
 struct isa_attend {
-    const float *q; // [n_queries, ldq], scaled already
-    size_t ldq;
-    const float *k, *v; // [n_keys, ld_kv]
-    size_t ld_kv;
-    unsigned n_queries, n_keys, head_dim;
+    const float *q; // [head_dim][ISA_ATTEND_QUERIES], scaled already; 0 beyond n_queries
+    const float *k[ISA_ATTEND_KEYS], *v[ISA_ATTEND_KEYS];
+    size_t k_stride;
+    unsigned piece, n_queries, n_keys, head_dim;
     const int *first, *last; // per query: which keys of the block it sees, [first, last)
     float softcap;           // 0: none
-    float *out;              // [n_queries, head_dim]: running weighted sum
+    float *out;              // [n_queries rounded up to 4, head_dim]: running weighted sum
     float *max, *sum;        // per query: running maximum and sum of weights
+    float *buffer;           // scratch [ISA_ATTEND_KEYS, head_dim]
 };
 
 struct isa_table {

@@ -506,20 +506,83 @@ static double sum_exp(const float *x, float max, size_t n)
 // ---- attention
 // -----------------------------------------------------------------------------------
 
+/*
+ * Four queries against n_groups groups of W keys: keys lie as [head_dim][keys], so a vector holds W
+ * keys and no sum crosses lanes; every score is summed over head_dim in order.
+ */
+enum { GROUPS = ISA_WIDTH == 16 ? 4 : 2, QUERIES = 4 };
+
+#define DEFINE_SCORES(NG)                                                                          \
+    INLINE void scores_##NG(const float *q, const float *const *k, const size_t *k_stride,         \
+                            unsigned head_dim, float *score)                                       \
+    {                                                                                              \
+        vf acc[QUERIES][NG];                                                                       \
+        UNROLL for (int i = 0; i < QUERIES; i++) UNROLL for (int g = 0; g < (NG); g++) acc[i][g] = \
+            (vf){0};                                                                               \
+        for (unsigned d = 0; d < head_dim; d++) {                                                  \
+            vf key[NG];                                                                            \
+            UNROLL for (int g = 0; g < (NG); g++) key[g] = load(k[g] + d * k_stride[g]);           \
+            UNROLL for (int i = 0; i < QUERIES; i++)                                               \
+            {                                                                                      \
+                vf qi = splat(q[d * ISA_ATTEND_QUERIES + i]);                                      \
+                UNROLL for (int g = 0; g < (NG); g++) acc[i][g] += key[g] * qi;                    \
+            }                                                                                      \
+        }                                                                                          \
+        UNROLL for (int i = 0; i < QUERIES; i++) UNROLL for (int g = 0; g < (NG); g++)             \
+            store(score + i * ISA_ATTEND_KEYS + g * W, acc[i][g]);                                 \
+    }
+DEFINE_SCORES(1)
+#if ISA_WIDTH == 16
+DEFINE_SCORES(4)
+#define scores_many scores_4
+#else
+DEFINE_SCORES(2)
+#define scores_many scores_2
+#endif
+
+enum { MAX_GROUPS = ISA_ATTEND_KEYS / ISA_WIDTH };
+
+/* Where each group of W keys lies; groups of several small pages are put together in `buffer`. */
+static unsigned find_groups(const struct isa_attend *a, float *buffer, const float **k,
+                            size_t *stride)
+{
+    unsigned n = (a->n_keys + W - 1) / W;
+    for (unsigned g = 0; g < n; g++) {
+        unsigned first = g * W;
+        if (a->piece >= W) {
+            k[g] = a->k[first / a->piece] + first % a->piece;
+            stride[g] = a->k_stride;
+            continue;
+        }
+        float *to = buffer + (size_t)g * W * a->head_dim;
+        for (unsigned j = 0; j < W && first + j < a->n_keys; j += a->piece) {
+            const float *from = a->k[(first + j) / a->piece];
+            for (unsigned d = 0; d < a->head_dim; d++)
+                memcpy(to + d * W + j, from + d * a->k_stride, a->piece * sizeof *to);
+        }
+        k[g] = to;
+        stride[g] = W;
+    }
+    return n;
+}
+
 /* Scores of one query become weights; returns by how much older sums must shrink. */
 static float softmax_block(const struct isa_attend *a, unsigned q, float *score)
 {
     int first = a->first[q], last = a->last[q];
+    unsigned n = (a->n_keys + W - 1) / W * W;
     if (a->softcap > 0)
         for (int j = first; j < last; j++)
             score[j] = a->softcap * tanhf(score[j] / a->softcap);
-    float max = a->max[q];
-    for (int j = first; j < last; j++)
-        max = score[j] > max ? score[j] : max;
-    unsigned n = (a->n_keys + W - 1) / W * W;
     for (unsigned j = 0; j < n; j++)
-        if ((int)j < first || (int)j >= last)
-            score[j] = -INFINITY;
+        score[j] = (int)j < first || (int)j >= last ? -INFINITY : score[j];
+    vf most = splat(a->max[q]);
+    for (unsigned j = 0; j < n; j += W)
+        most = max_of(load(score + j), most);
+    float lanes[W], max = a->max[q];
+    store(lanes, most);
+    for (int j = 0; j < W; j++)
+        max = lanes[j] > max ? lanes[j] : max;
     vf sum = {0};
     for (unsigned j = 0; j < n; j += W) {
         vf p = exp_of(load(score + j) - splat(max));
@@ -532,56 +595,84 @@ static float softmax_block(const struct isa_attend *a, unsigned q, float *score)
     return shrink;
 }
 
-/* out = out * shrink + sum_j p_j v_j for four queries at once. */
-#define DEFINE_WEIGH(NQ)                                                                           \
-    INLINE void weigh_##NQ(const struct isa_attend *a, unsigned q0, const float *p,                \
-                           const float *shrink)                                                    \
+/* out = out * shrink + sum over the keys [first, last) of p_j v_j, NV vectors of head_dim. */
+#define DEFINE_WEIGH(NV)                                                                           \
+    INLINE void weigh_##NV(const struct isa_attend *a, float *out, unsigned d, const float *p,     \
+                           const float *shrink, unsigned first, unsigned last)                     \
     {                                                                                              \
-        unsigned d = 0;                                                                            \
-        for (; d + W <= a->head_dim; d += W) {                                                     \
-            vf acc[NQ];                                                                            \
-            UNROLL for (int i = 0; i < (NQ); i++) acc[i] =                                         \
-                load(a->out + (q0 + i) * a->head_dim + d) * splat(shrink[i]);                      \
-            for (unsigned j = 0; j < a->n_keys; j++) {                                             \
-                vf v = load(a->v + j * a->ld_kv + d);                                              \
-                UNROLL for (int i = 0; i < (NQ); i++) acc[i] +=                                    \
-                    v * splat(p[i * ISA_ATTEND_KEYS + j]);                                         \
-            }                                                                                      \
-            UNROLL for (int i = 0; i < (NQ); i++)                                                  \
-                store(a->out + (q0 + i) * a->head_dim + d, acc[i]);                                \
-        }                                                                                          \
-        for (; d < a->head_dim; d++) {                                                             \
-            for (int i = 0; i < (NQ); i++) {                                                       \
-                float *out = a->out + (q0 + i) * a->head_dim + d;                                  \
-                float sum = *out * shrink[i];                                                      \
-                for (unsigned j = 0; j < a->n_keys; j++)                                           \
-                    sum += a->v[j * a->ld_kv + d] * p[i * ISA_ATTEND_KEYS + j];                    \
-                *out = sum;                                                                        \
+        vf acc[QUERIES][NV];                                                                       \
+        UNROLL for (int i = 0; i < QUERIES; i++) UNROLL for (int n = 0; n < (NV); n++) acc[i][n] = \
+            load(out + i * a->head_dim + d + n * W) * splat(shrink[i]);                            \
+        for (unsigned j = first; j < last; j++) {                                                  \
+            const float *v = a->v[j / a->piece] + (size_t)(j % a->piece) * a->head_dim + d;        \
+            vf value[NV];                                                                          \
+            UNROLL for (int n = 0; n < (NV); n++) value[n] = load(v + n * W);                      \
+            UNROLL for (int i = 0; i < QUERIES; i++)                                               \
+            {                                                                                      \
+                vf pi = splat(p[i * ISA_ATTEND_KEYS + j]);                                         \
+                UNROLL for (int n = 0; n < (NV); n++) acc[i][n] += value[n] * pi;                  \
             }                                                                                      \
         }                                                                                          \
+        UNROLL for (int i = 0; i < QUERIES; i++) UNROLL for (int n = 0; n < (NV); n++)             \
+            store(out + i * a->head_dim + d + n * W, acc[i][n]);                                   \
     }
-DEFINE_WEIGH(4)
 DEFINE_WEIGH(1)
+#if ISA_WIDTH == 16
+DEFINE_WEIGH(4)
+#endif
+DEFINE_WEIGH(2)
+
+static void weigh(const struct isa_attend *a, unsigned q0, const float *p, const float *shrink,
+                  unsigned first, unsigned last)
+{
+    float *out = a->out + (size_t)q0 * a->head_dim;
+    unsigned d = 0;
+#if ISA_WIDTH == 16
+    for (; d + 4 * W <= a->head_dim; d += 4 * W)
+        weigh_4(a, out, d, p, shrink, first, last);
+#endif
+    for (; d + 2 * W <= a->head_dim; d += 2 * W)
+        weigh_2(a, out, d, p, shrink, first, last);
+    for (; d + W <= a->head_dim; d += W)
+        weigh_1(a, out, d, p, shrink, first, last);
+    for (; d < a->head_dim; d++) {
+        for (int i = 0; i < QUERIES; i++) {
+            float sum = out[i * a->head_dim + d] * shrink[i];
+            for (unsigned j = first; j < last; j++)
+                sum += a->v[j / a->piece][(size_t)(j % a->piece) * a->head_dim + d] *
+                       p[i * ISA_ATTEND_KEYS + j];
+            out[i * a->head_dim + d] = sum;
+        }
+    }
+}
 
 static void attend(const struct isa_attend *a)
 {
-    float score[ISA_ATTEND_QUERIES * ISA_ATTEND_KEYS];
-    float shrink[ISA_ATTEND_QUERIES];
-    dots_of(DTYPE_F32, (const char *)a->k, a->ld_kv * 4, a->n_keys, a->head_dim, a->q, a->ldq,
-            a->n_queries, score, ISA_ATTEND_KEYS);
-    for (unsigned q = 0; q < a->n_queries; q++) {
-        float *s = score + q * ISA_ATTEND_KEYS;
-        shrink[q] = 1.0f;
-        if (a->first[q] < a->last[q])
-            shrink[q] = softmax_block(a, q, s);
-        else
-            memset(s, 0, ISA_ATTEND_KEYS * sizeof *s);
+    float score[QUERIES * ISA_ATTEND_KEYS], shrink[QUERIES];
+    const float *k[MAX_GROUPS];
+    size_t stride[MAX_GROUPS];
+    unsigned n_groups = find_groups(a, a->buffer, k, stride);
+    for (unsigned q0 = 0; q0 < a->n_queries; q0 += QUERIES) {
+        unsigned g = 0, low = a->n_keys, high = 0;
+        for (; g + GROUPS <= n_groups; g += GROUPS)
+            scores_many(a->q + q0, k + g, stride + g, a->head_dim, score + g * W);
+        for (; g < n_groups; g++)
+            scores_1(a->q + q0, k + g, stride + g, a->head_dim, score + g * W);
+        for (unsigned i = 0; i < QUERIES; i++) {
+            unsigned q = q0 + i;
+            float *s = score + i * ISA_ATTEND_KEYS;
+            shrink[i] = 1.0f;
+            if (q < a->n_queries && a->first[q] < a->last[q]) {
+                shrink[i] = softmax_block(a, q, s);
+                low = (unsigned)a->first[q] < low ? (unsigned)a->first[q] : low;
+                high = (unsigned)a->last[q] > high ? (unsigned)a->last[q] : high;
+            } else {
+                memset(s, 0, ISA_ATTEND_KEYS * sizeof *s);
+            }
+        }
+        if (low < high)
+            weigh(a, q0, score, shrink, low, high);
     }
-    unsigned q = 0;
-    for (; q + 4 <= a->n_queries; q += 4)
-        weigh_4(a, q, score + q * ISA_ATTEND_KEYS, shrink + q);
-    for (; q < a->n_queries; q++)
-        weigh_1(a, q, score + q * ISA_ATTEND_KEYS, shrink + q);
 }
 
 const struct isa_table ISA_SYMBOL = {
