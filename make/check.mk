@@ -1,7 +1,7 @@
 # Tests: which, in which tier, and the targets that run them. The runner is tests/run.sh; a file's tiers are chosen by
 # tests/select.sh ("tiers: …" near its top).
 
-TEST_TOOLS := $(B)/tests/lib/jsonq
+TEST_TOOLS := $(B)/tests/lib/jsonq $(B)/tests/lib/http_load
 SHELL_TESTS := $(sort $(wildcard tests/cli/[0-9]*.sh tests/*_test.sh tests/check_headers.sh tests/check_format.sh \
                  tests/crash/*.sh tests/web/*.sh))
 CLIENT_TESTS := $(sort $(wildcard tests/clients/test_*.py))
@@ -21,6 +21,12 @@ $(B)/tests/lib/jsonq: tests/lib/jsonq.c
 	@mkdir -p $(@D)
 	$(call SAY,TEST)
 	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $< -ljansson
+
+HTTP_LOAD := $(call obj,$(addprefix tests/lib/,http_load http_client load_ask load_golden load_soak))
+$(B)/tests/lib/http_load: $(HTTP_LOAD) $(A_LIBCORE)
+	$(call SAY,TEST)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LIBS_LIBCORE)
+-include $(HTTP_LOAD:.o=.d)
 
 $(B)/tests/fuzz/%: tests/fuzz/%.c $(B)/tests/lib/fuzz_main.o $(A_CMD) $(A_STORE) $(A_KERNELS) $(A_LIBCORE)
 	@mkdir -p $(@D)
