@@ -154,7 +154,7 @@ static int add_by_type(struct pre_tokenizer *p, const char *type, const json_t *
                  {"Whitespace", PRE_WHITESPACE},
                  {"WhitespaceSplit", PRE_WHITESPACE_SPLIT},
                  {"Punctuation", PRE_PUNCTUATION},
-                 {"Delimiter", PRE_DELIMITER},
+                 {"CharDelimiterSplit", PRE_DELIMITER},
                  {"FixedLength", PRE_FIXED_LENGTH}};
     if (strcmp(type, "BertPreTokenizer") == 0) {
         struct pre_step *step = add_step(p, PRE_WHITESPACE_SPLIT, err);

@@ -7,6 +7,8 @@
 #include "libcore/text/tokenizer_impl.h"
 #include "libcore/text/unicode.h"
 
+enum { KEEP_SCRATCH_BYTES = 1 << 20 }; // a prompt of a quarter of a million tokens
+
 /* ---- ids ---- */
 
 void token_ids_init(struct token_ids *ids)
@@ -82,8 +84,13 @@ static int take_scratch(const struct tokenizer *t, struct encode_scratch **out, 
     return *out ? 0 : encode_scratch_open(out, err);
 }
 
-static void give_scratch(const struct tokenizer *t, struct encode_scratch *s)
+/* One that a long text has made large is not kept. */
+static void give_scratch(const struct tokenizer *t, struct encode_scratch *s, size_t n_text)
 {
+    if (n_text > KEEP_SCRATCH_BYTES) {
+        encode_scratch_free(s);
+        return;
+    }
     struct tokenizer *own = (struct tokenizer *)(uintptr_t)t;
     pthread_mutex_lock(&own->lock);
     s->next = own->idle;
@@ -185,7 +192,7 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, unsi
         rc = encode_text(t, s, text, n, flags, out, err);
     if (!rc && (flags & TOKENIZER_ADD_SPECIAL))
         rc = add_all(out, &t->after, err);
-    give_scratch(t, s);
+    give_scratch(t, s, n);
     return rc;
 }
 

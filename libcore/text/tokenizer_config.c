@@ -166,9 +166,11 @@ int tokenizer_config_read(struct tokenizer *t, const char *path, struct tokenize
     size_t size;
     bool first = true, more;
     *config = (struct tokenizer_config){-1, -1};
-    if (!file_exists(path))
-        return 0;
     int rc = file_read(path, LIMIT_CONFIG_BYTES, &text, &size, err);
+    if (rc == ERR_NOT_FOUND) {
+        err_clear(err);
+        return 0;
+    }
     if (rc)
         return rc;
     struct json_pull r;
