@@ -29,10 +29,21 @@ static void serve(const struct adapter *a, unsigned served, struct capability *c
             adapter_kinds_text(a->kinds & ~served, missing, sizeof missing));
 }
 
+/* The kinds without what is probably the base's own weight, saved along: whether it is, the binding
+ * to a base shows. */
+static unsigned own_kinds(const struct adapter *a)
+{
+    for (size_t i = 0; i < a->n_modules; i++) {
+        if (tensor_present(&a->modules[i].full) && !a->modules[i].full_is_base)
+            return a->kinds;
+    }
+    return a->kinds & ~(unsigned)ADAPTER_FULL;
+}
+
 /* DoRA's gain depends on the scale; what replaces weights has none. */
 static void scale(const struct adapter *a, unsigned served, struct capability *c)
 {
-    unsigned fixed = a->kinds & ~(unsigned)ADAPTER_ADDITIVE;
+    unsigned fixed = own_kinds(a) & ~(unsigned)ADAPTER_ADDITIVE;
     char kinds[96];
     serve(a, served, c);
     if (!c->ok || !fixed)
@@ -52,16 +63,9 @@ static void merge(const struct adapter *a, struct capability *c)
 /* Sums of B A: everything else has no factored form to be summed. */
 static void combine(const struct adapter *a, struct capability *c)
 {
-    unsigned other =
-        a->kinds & ~(unsigned)(ADAPTER_LORA | ADAPTER_EMBED | ADAPTER_HEAD | ADAPTER_EXPERTS);
+    const unsigned sums = ADAPTER_LORA | ADAPTER_EMBED | ADAPTER_HEAD | ADAPTER_EXPERTS;
+    unsigned other = own_kinds(a) & ~sums;
     char kinds[96];
-    for (size_t i = 0; i < a->n_modules; i++) { // a saved base layer is no change of its own
-        const struct adapter_module *m = &a->modules[i];
-        if (tensor_present(&m->full) && !m->full_is_base)
-            break;
-        if (i + 1 == a->n_modules)
-            other &= ~(unsigned)ADAPTER_FULL;
-    }
     if (other)
         say(c, false, "%s: no sum of factors; merge it into the base, then extract",
             adapter_kinds_text(other, kinds, sizeof kinds));
