@@ -289,3 +289,27 @@ TEST(pickle_adapter_is_refused_by_name)
     expect_path("/nowhere/at/all", ERR_NOT_FOUND, "no such file");
     expect_path(test_tmp(), ERR_NOT_FOUND, "several adapters");
 }
+
+/* docs/FORMATS.md and the table say the same of every field. */
+TEST(documented_fields_are_the_known_ones)
+{
+    static const char *const roles[] = {"numeric |", "inert |", "refused |"};
+    char path[4400], row[200];
+    char *text;
+    size_t size, n, n_rows = 0;
+    struct err err = {0};
+    snprintf(path, sizeof path, "%s/docs/FORMATS.md", test_root());
+    CHECK_OK(file_read(path, 1 << 20, &text, &size, &err), err);
+    const struct peft_field *table = peft_field_table(&n);
+    for (size_t i = 0; i < n; i++) {
+        snprintf(row, sizeof row, "\n| `%s` | %s ", table[i].name, roles[table[i].role]);
+        EXPECT_MSG(strstr(text, row), "docs/FORMATS.md lacks \"%s\"", row + 1);
+    }
+    for (const char *p = text; (p = strstr(p, "\n| `")); p++) {
+        const char *cell = strstr(p, "` | ");
+        for (size_t r = 0; cell && r < 3; r++)
+            n_rows += strncmp(cell + 4, roles[r], strlen(roles[r])) == 0;
+    }
+    EXPECT_INT(n_rows, n);
+    sys_free(text);
+}
