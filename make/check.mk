@@ -1,7 +1,7 @@
 # Tests: which, in which tier, and the targets that run them. The runner is tests/run.sh; a file's tiers are chosen by
 # tests/select.sh ("tiers: …" near its top).
 
-TEST_TOOLS := $(B)/tests/lib/jsonq $(B)/tests/lib/http_load
+TEST_TOOLS := $(B)/tests/lib/jsonq $(B)/tests/lib/http_load $(B)/tests/lib/golden_run
 SHELL_TESTS := $(sort $(wildcard tests/cli/[0-9]*.sh tests/*_test.sh tests/check_headers.sh tests/check_format.sh \
                  tests/crash/*.sh tests/web/*.sh))
 CLIENT_TESTS := $(sort $(wildcard tests/clients/test_*.py))
@@ -17,10 +17,10 @@ RUN = LORA_BUILD=$(B) VARIANT=$(VARIANT) tests/run.sh
 NPROC := $(shell nproc 2>/dev/null || echo 2)
 PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(NPROC))
 
-$(B)/tests/lib/jsonq: tests/lib/jsonq.c
+$(B)/tests/lib/jsonq $(B)/tests/lib/golden_run: $(B)/tests/lib/%: tests/lib/%.c
 	@mkdir -p $(@D)
 	$(call SAY,TEST)
-	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $< -ljansson
+	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $< -ljansson -lm
 
 HTTP_LOAD := $(call obj,$(addprefix tests/lib/,http_load http_client load_ask load_golden load_soak))
 $(B)/tests/lib/http_load: $(HTTP_LOAD) $(A_LIBCORE)
@@ -35,7 +35,7 @@ $(B)/tests/fuzz/%: tests/fuzz/%.c $(B)/tests/lib/fuzz_main.o $(A_CMD) $(A_STORE)
 	  $(A_KERNELS) $(A_LIBCORE) $(LIBS_CMD) $(LIBS_STORE) $(LIBS_KERNELS) $(LIBS_LIBCORE)
 
 .SECONDARY: $(B)/tests/lib/fuzz_main.o
--include $(B)/tests/lib/jsonq.d $(FUZZ:=.d)
+-include $(B)/tests/lib/jsonq.d $(B)/tests/lib/golden_run.d $(FUZZ:=.d)
 
 .PHONY: check check-all check-headers check-layers check-format check-gpu check-install tier tier-build fuzz
 
