@@ -10,6 +10,7 @@
 #include "store/blob.h"
 #include "store/fsck_impl.h"
 #include "store/object.h"
+#include "store/publish.h"
 #include "store/refs.h"
 
 void fsck_tell(struct fsck *f, enum fsck_severity severity, const char *fmt, ...)
@@ -173,7 +174,10 @@ static int check_row(struct fsck *f, const json_t *m, const char *id)
     if (rc || same)
         return rc;
     if (!f->opt->repair) {
-        fsck_tell(f, FSCK_PROBLEM, "index: what it says of %.12s is not what its manifest says",
+        bool begun = publish_is_rewriting(f->s, id);
+        fsck_tell(f, begun ? FSCK_NOTE : FSCK_PROBLEM,
+                  begun ? "%.12s: an interrupted command had begun to change its manifest"
+                        : "index: what it says of %.12s is not what its manifest says",
                   id);
         return 0;
     }
@@ -414,7 +418,9 @@ int store_fsck(const char *path, const struct fsck_options *opt, struct fsck_rep
     if (!rc && opt->repair)
         rc = store_lock(f.s, "fsck", err);
     if (!rc) {
-        rc = check_all(&f);
+        rc = opt->repair && f.s->index ? publish_recover(f.s, err) : 0;
+        if (!rc)
+            rc = check_all(&f);
         if (opt->repair)
             store_unlock(f.s);
     }

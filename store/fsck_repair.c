@@ -1,7 +1,10 @@
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "libcore/base/file.h"
+#include "libcore/base/strbuf.h"
 #include "libcore/base/sys.h"
 #include "libcore/base/thread.h"
 #include "store/blob.h"
@@ -38,8 +41,6 @@ int fsck_set_aside(struct fsck *f, const char *digest)
 static int move_index_away(struct fsck *f)
 {
     static const char *const names[] = {"index.db", "index.db-wal", "index.db-shm"};
-    index_close(f->s->index);
-    f->s->index = NULL;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char kept[64];
         snprintf(kept, sizeof kept, "%s.broken", names[i]);
@@ -120,14 +121,11 @@ static int index_ref(void *arg, const char *name, const char *tag, const json_t 
     return index_put_ref(f->s->index, name, tag, id, thread_unix_ns() / 1000000000u, f->err);
 }
 
-int fsck_rebuild_index(struct fsck *f)
+/* Fills a database of its own: an index that holds but a part must never stand in the store, since
+ * it would be believed. */
+static int fill_index(struct fsck *f, const char *path)
 {
-    int rc = move_index_away(f);
-    char *path = rc ? NULL : store_join(f->s, "index.db", NULL, f->err);
-    if (!rc)
-        rc = path ? index_open(&f->s->index, path, true, f->s->lock_timeout_ms, f->err)
-                  : ERR_NO_MEMORY;
-    sys_free(path);
+    int rc = index_open(&f->s->index, path, true, f->s->lock_timeout_ms, f->err);
     if (!rc)
         rc = index_begin(f->s->index, f->err);
     if (!rc)
@@ -136,8 +134,49 @@ int fsck_rebuild_index(struct fsck *f)
         rc = refs_each(f->s, index_ref, f, f->err);
     if (!rc)
         rc = index_commit(f->s->index, f->err);
-    if (f->s->index)
-        index_rollback(f->s->index);
+    // Closing moves the log into the database, which then is one file.
+    index_close(f->s->index);
+    f->s->index = NULL;
+    return rc;
+}
+
+static int put_in_place(struct fsck *f, const char *from, const char *to)
+{
+    struct strbuf log;
+    strbuf_init(&log);
+    strbuf_addf(&log, "%s-wal", from);
+    int rc = 0;
+    if (log.failed)
+        rc = err_set(f->err, ERR_NO_MEMORY, "no memory");
+    else if (file_exists(strbuf_text(&log)))
+        rc = err_set(f->err, ERR_IO, "%s: was not closed whole", from);
+    strbuf_release(&log);
+    if (!rc)
+        rc = move_index_away(f);
+    if (!rc && sys_rename(from, to) != 0)
+        rc = err_set(f->err, ERR_IO, "%s: cannot be put in its place", to);
+    if (!rc)
+        rc = file_sync_folder(f->s->path, f->err);
+    return rc ? rc : index_open(&f->s->index, to, false, f->s->lock_timeout_ms, f->err);
+}
+
+int fsck_rebuild_index(struct fsck *f)
+{
+    char name[64];
+    snprintf(name, sizeof name, "index-%ld.db", (long)getpid());
+    index_close(f->s->index);
+    f->s->index = NULL;
+    char *from = store_join(f->s, "tmp", name, f->err);
+    char *to = from ? store_join(f->s, "index.db", NULL, f->err) : NULL;
+    int rc = to ? 0 : ERR_NO_MEMORY;
+    if (!rc && sys_unlink(from) != 0 && errno != ENOENT)
+        rc = err_set_errno(f->err, errno, "%s: cannot remove", from);
+    if (!rc)
+        rc = fill_index(f, from);
+    if (!rc)
+        rc = put_in_place(f, from, to);
+    sys_free(from);
+    sys_free(to);
     if (!rc)
         fsck_tell(f, FSCK_REPAIRED, "index.db was rebuilt from the manifests and refs");
     return rc;

@@ -9,7 +9,7 @@
 #include "store/blob.h"
 #include "store/cache.h"
 #include "store/id_set.h"
-#include "store/manifest.h"
+#include "store/publish.h"
 #include "store/refs.h"
 
 struct gc {
@@ -280,7 +280,9 @@ int store_gc(struct store *s, const struct gc_options *opt, struct gc_report *re
     g.live_leases = json_object();
     int rc = g.live_leases ? store_lock(s, "gc", err) : err_set(err, ERR_NO_MEMORY, "no memory");
     if (!rc) {
-        rc = mark(&g);
+        rc = opt->dry_run ? 0 : publish_recover(s, err);
+        if (!rc)
+            rc = mark(&g);
         if (!rc)
             rc = sweep(&g);
         store_unlock(s);

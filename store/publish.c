@@ -1,7 +1,10 @@
 #include "store/publish.h"
 
+#include <stdio.h>
 #include <string.h>
 
+#include "libcore/base/file.h"
+#include "libcore/base/sys.h"
 #include "libcore/base/thread.h"
 #include "store/blob.h"
 #include "store/refs.h"
@@ -59,11 +62,14 @@ static const char *base_of(const json_t *manifest)
     return id ? id : "";
 }
 
-/* What the store has of the id already: *old is its manifest when it is whole, else NULL. */
-static int find_old(struct store *s, const struct publish *p, json_t **old, struct err *err)
+/* What the store has of the id already: *known that the index has it; *old is its manifest when it
+ * is whole, else NULL. */
+static int find_old(struct store *s, const struct publish *p, bool *known, json_t **old,
+                    struct err *err)
 {
     struct store_entry e;
     *old = NULL;
+    *known = false;
     int rc = store_get(s, p->id, &e, err);
     if (rc) {
         if (rc == ERR_NOT_FOUND)
@@ -71,6 +77,7 @@ static int find_old(struct store *s, const struct publish *p, json_t **old, stru
         return rc == ERR_NOT_FOUND ? 0 : rc;
     }
     store_entry_release(&e);
+    *known = true;
     if (p->rewrite || manifest_read(s, p->id, old, NULL) != 0)
         return 0;
     if (!files_are_there(s, *old)) {
@@ -94,19 +101,92 @@ static int record_base(struct store *s, const struct publish *p, json_t *old, st
     return manifest_write(s, p->id, old, err);
 }
 
+// ---- manifests that are written again ----------------------------------------------------------
+
+/*
+ * A manifest that the index knows cannot change in one step with it. A mark, tmp/rewrite-<id>, says
+ * that it was begun; whoever holds the lock next and finds it reads the manifest into the index,
+ * the new one or still the old one: both are whole, since blobs come before their manifest.
+ */
+#define REWRITE_MARK "rewrite-"
+
+static int begin_rewrite(struct store *s, const char *id, struct err *err)
+{
+    char name[sizeof REWRITE_MARK + STORE_ID_CHARS];
+    snprintf(name, sizeof name, REWRITE_MARK "%.64s", id);
+    return store_write_file(s, "tmp", name, "", 0, err);
+}
+
+static int end_rewrite(struct store *s, const char *id, struct err *err)
+{
+    char name[sizeof REWRITE_MARK + STORE_ID_CHARS];
+    snprintf(name, sizeof name, REWRITE_MARK "%.64s", id);
+    return store_remove_file(s, "tmp", name, err);
+}
+
+bool publish_is_rewriting(const struct store *s, const char *id)
+{
+    char name[sizeof REWRITE_MARK + STORE_ID_CHARS];
+    snprintf(name, sizeof name, REWRITE_MARK "%.64s", id);
+    char *path = store_join(s, "tmp", name, NULL);
+    bool there = path && file_exists(path);
+    sys_free(path);
+    return there;
+}
+
+static int recover_one(struct store *s, const char *id, struct err *err)
+{
+    struct store_entry e;
+    json_t *m = NULL;
+    int rc = store_get(s, id, &e, err);
+    if (!rc) {
+        store_entry_release(&e);
+        rc = manifest_read(s, id, &m, err);
+    }
+    if (!rc)
+        rc = index_begin(s->index, err);
+    if (!rc)
+        rc = manifest_index(s, m, err);
+    if (!rc)
+        rc = index_commit(s->index, err);
+    index_rollback(s->index);
+    json_decref(m);
+    // Nothing to finish: the object is gone, or fsck has to see to its manifest.
+    if (rc == ERR_NOT_FOUND || rc == ERR_CORRUPT) {
+        err_clear(err);
+        rc = 0;
+    }
+    return rc ? rc : end_rewrite(s, id, err);
+}
+
+int publish_recover(struct store *s, struct err *err)
+{
+    char *folder = store_join(s, "tmp", NULL, err), **names = NULL;
+    size_t n = 0, skip = sizeof REWRITE_MARK - 1;
+    int rc = folder ? file_list(folder, &names, &n, err) : ERR_NO_MEMORY;
+    for (size_t i = 0; !rc && i < n; i++) {
+        if (strncmp(names[i], REWRITE_MARK, skip) == 0)
+            rc = recover_one(s, names[i] + skip, err);
+    }
+    file_free_names(names, n);
+    sys_free(folder);
+    return rc;
+}
+
+// ---- all of it ---------------------------------------------------------------------------------
+
 /* Files first; *indexed is the manifest that the index is to have, NULL when it has it. */
-static int publish_files(struct store *s, const struct publish *p, json_t *old,
+static int publish_files(struct store *s, const struct publish *p, bool known, json_t *old,
                          const json_t **indexed, struct err *err)
 {
     *indexed = NULL;
-    if (!old) {
-        *indexed = p->manifest;
-        return publish_content(s, p, err);
-    }
-    if (*base_of(old) || !*base_of(p->manifest))
+    if (old && (*base_of(old) || !*base_of(p->manifest)))
         return 0;
-    *indexed = old;
-    return record_base(s, p, old, err);
+    int rc = known ? begin_rewrite(s, p->id, err) : 0;
+    if (rc)
+        return rc;
+    *indexed = old ? old : p->manifest;
+    return old ? record_base(s, p, old, err) : publish_content(s, p, err);
 }
 
 static int publish_locked(struct store *s, const struct publish *p, enum publish_state *state,
@@ -114,13 +194,16 @@ static int publish_locked(struct store *s, const struct publish *p, enum publish
 {
     json_t *old = NULL;
     const json_t *indexed = NULL;
-    int rc = publish_check_name(s, p->name, p->tag, p->id, p->force, state, err);
+    bool known = false;
+    int rc = publish_recover(s, err);
     if (!rc)
-        rc = find_old(s, p, &old, err);
+        rc = publish_check_name(s, p->name, p->tag, p->id, p->force, state, err);
+    if (!rc)
+        rc = find_old(s, p, &known, &old, err);
     if (!rc && *state == PUBLISH_NAMED && !old)
         *state = PUBLISH_ADDED;
     if (!rc)
-        rc = publish_files(s, p, old, &indexed, err);
+        rc = publish_files(s, p, known, old, &indexed, err);
     bool new_name = *state != PUBLISH_SAME;
     if (rc || (!new_name && !indexed)) {
         json_decref(old);
@@ -136,6 +219,8 @@ static int publish_locked(struct store *s, const struct publish *p, enum publish
     if (!rc)
         rc = index_commit(s->index, err);
     index_rollback(s->index);
+    if (!rc && known && indexed)
+        rc = end_rewrite(s, p->id, err);
     json_decref(old);
     return rc;
 }

@@ -35,6 +35,11 @@ struct publish {
  * when it was recorded for another base. */
 int publish(struct store *s, const struct publish *p, enum publish_state *state, struct err *err);
 
+/* Finishes what a killed process had begun to change of known objects. Under the store's lock. */
+int publish_recover(struct store *s, struct err *err);
+/* Whether such a change of this id was begun and not finished (or goes on now). */
+bool publish_is_rewriting(const struct store *s, const char *id);
+
 /* What publish() would say of the name; needs no lock when only asked for a plan. */
 int publish_check_name(struct store *s, const char *name, const char *tag, const char *id,
                        bool force, enum publish_state *state, struct err *err);

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Kill -9 at the file calls of every command that writes to the store. A sample of the calls in `make check`, all of
+# them with CRASH_STEP=1 (`make crash`).
+CRASH_STEP=${CRASH_STEP:-29}
+# In memory where that is possible: what a kill leaves does not depend on the disk.
+[ -n "${LORA_TEST_TMP-}" ] || [ ! -w /dev/shm ] || export LORA_TEST_TMP=/dev/shm
+. tests/lib/tap.sh
+. tests/crash/crash_lib.sh
+
+A=$TINYTALK/adapters
+nothing() { :; }
+one() { lora import "$A/upper-lora" --store "$TMP/before" >/dev/null; }
+several() {
+    lora import "$TINYTALK/base" --name tinytalk --store "$TMP/before" >/dev/null &&
+        lora import "$A/upper-lora" "$A/title-lora" "$A/count-lora" --store "$TMP/before" >/dev/null &&
+        lora tag upper-lora upper-lora:v1 --store "$TMP/before" >/dev/null
+}
+baseless() { lora import "$A/upper-lora" "$A/title-lora" --store "$TMP/before" >/dev/null; }
+garbage() { several && lora rm title-lora --store "$TMP/before" >/dev/null && lora rm tinytalk --store "$TMP/before" >/dev/null; }
+no_index() { several && rm -f "$TMP/before"/index.db*; }
+
+crash_case "first import" nothing -- lora import "$A/upper-lora"
+ABOUT=math-lora crash_case "import beside others" several -- lora import "$A/math-lora"
+crash_case "the same content again" several -- lora import "$A/upper-lora"
+ABOUT=upper-lora crash_case "import with --force" several -- lora import "$A/math-lora" --name upper-lora --force
+ABOUT=tinytalk crash_case "base by reference" one -- lora import "$TINYTALK/base" --name tinytalk
+ABOUT=tinytalk crash_case "base as a copy" one -- lora import "$TINYTALK/base" --name tinytalk --copy
+crash_case "a copy in place of a reference" several -- lora import "$TINYTALK/base" --name tinytalk --copy
+ABOUT=shout crash_case "tag" several -- lora tag upper-lora shout:loud
+ABOUT=upper-lora crash_case "tag with --force" several -- lora tag title-lora upper-lora --force
+ABOUT=upper-lora MAY_BE_DONE=1 crash_case "rm" several -- lora rm upper-lora
+crash_case "a base that becomes known" baseless -- lora import "$A/upper-lora" --base "$TINYTALK/base"
+crash_case "gc" garbage -- lora gc --grace 0
+crash_case "fsck of a sound store" several -- lora fsck --repair
+BROKEN_BEFORE=1 crash_case "fsck that rebuilds the index" no_index -- lora fsck --repair
+done_testing
