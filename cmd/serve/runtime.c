@@ -151,12 +151,11 @@ int runtime_load(struct runtime *rt, void (*progress)(void *user, uint64_t done,
     if (strcmp(rt->opt.load_format, "dummy") == 0)
         return model_load_dummy(rt->be, rt->model, &rt->config, rt->modules, (uint64_t)rt->opt.seed,
                                 &opt, err);
-    struct checkpoint *ckpt = NULL;
-    rc = checkpoint_open(&ckpt, rt->base.folder, err);
-    if (rc == 0)
-        rc = model_load(rt->be, rt->model, ckpt, &rt->config, rt->modules, &opt, err);
-    checkpoint_free(ckpt);
-    return rc;
+    rc = checkpoint_open(&rt->checkpoint, rt->base.folder, err);
+    if (rc != 0)
+        return rc;
+    rt->modules->base = rt->checkpoint;
+    return model_load(rt->be, rt->model, rt->checkpoint, &rt->config, rt->modules, &opt, err);
 }
 
 static enum eviction_policy policy_of(const char *name)
@@ -220,6 +219,7 @@ void runtime_close(struct runtime *rt)
         rt->source->ops->close(rt->source);
     lease_close(rt->lease);
     modules_free(rt->modules);
+    checkpoint_free(rt->checkpoint);
     if (rt->has_config)
         config_release(&rt->config);
     if (rt->trace)

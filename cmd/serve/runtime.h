@@ -33,6 +33,7 @@ struct runtime {
     bool has_config;
     struct model_config config;
     struct model_modules *modules;
+    struct checkpoint *checkpoint; // stays mapped: adapters are compared with it (modules->base)
     struct generation_config generation;
     struct text_kit *kit; // NULL: no folder (dummy weights)
     struct backend *be;

@@ -287,6 +287,8 @@ static int bind_all(struct binder *k)
         rc = set_vocabulary(k);
     qsort(k->b->parts, k->b->n_parts, sizeof *k->b->parts, compare_parts);
     bind_set_kinds(k->b);
+    if (!rc && k->m->base)
+        rc = bind_drop_saved_base(k->b, k->m, k->m->base, k->err);
     return rc;
 }
 

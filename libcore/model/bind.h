@@ -43,8 +43,9 @@ int bind_adapter(struct bound_adapter **out, const struct adapter *a, const stru
 void bound_free(struct bound_adapter *b);
 
 /* Drops every saved base_layer that equals the base's weight, value by value (PEFT saves it whether
- * or not it was changed); kinds and n_vocab follow. Call it before weights are handed to a back
- * end. ERR_REFUSED: one that differs lies under a DoRA magnitude. */
+ * or not it was changed); kinds and n_vocab follow. bind_adapter() calls it when
+ * m->base is there; otherwise they stay replacements, which gives the same numbers for more memory
+ * and at scale 1 only. ERR_REFUSED: one that differs lies under a DoRA magnitude. */
 int bind_drop_saved_base(struct bound_adapter *b, const struct model_modules *m,
                          const struct checkpoint *base, struct err *err);
 

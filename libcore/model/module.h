@@ -16,6 +16,8 @@
 
 #include "libcore/model/config.h"
 
+struct checkpoint;
+
 enum site {
     SITE_EMBED,           // [vocab, d_model], a gather
     SITE_QKV,             // [(n_heads + 2 n_kv_heads) head_dim, d_model], rows q then k then v
@@ -67,6 +69,9 @@ struct model_modules {
     size_t n;
     const struct model_module **by_name; // sorted by name, then parameter
     const struct model_config *config;   // borrowed
+    /* The base's own tensors, borrowed, when somebody keeps them mapped; else NULL. bind_adapter()
+     * compares what an adapter saved along with it and drops what is the same. */
+    const struct checkpoint *base;
     struct arena arena;
 };
 

@@ -123,6 +123,8 @@ TEST(saved_base_layers_that_equal_the_base_are_dropped)
     EXPECT(o.kinds & ADAPTER_FULL);
     EXPECT_INT(o.kinds_kept, ADAPTER_LORA | ADAPTER_EMBED | ADAPTER_HEAD);
     EXPECT_INT(o.n_parts_kept, 6 * 2 + 2);
+    b.modules->base = b.checkpoint; // then binding does it by itself
+    EXPECT_INT(bind_path(&b, path).kinds, o.kinds_kept);
     snprintf(path, sizeof path, "%s/examples/tinytalk/adapters/last-lora", test_root());
     o = bind_path(&b, path);
     EXPECT_INT(o.kinds_kept, ADAPTER_LORA | ADAPTER_FULL); // modules_to_save stays
