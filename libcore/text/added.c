@@ -32,14 +32,13 @@ const struct added_token *added_by_text(const struct added *a, const char *text,
     return NULL;
 }
 
-static uint32_t next_id(const struct added *a, const struct vocab *v)
+void added_begin(struct added *a, const struct vocab *v)
 {
-    uint32_t next = v->n_tokens;
+    a->next_id = v->n_tokens;
     for (size_t i = 0; i < a->n; i++) {
-        if (a->tokens[i].id >= next)
-            next = a->tokens[i].id + 1;
+        if (a->tokens[i].id >= a->next_id)
+            a->next_id = a->tokens[i].id + 1;
     }
-    return next;
 }
 
 static int check_id(uint32_t id, uint32_t wanted, const char *content, size_t n, struct err *err)
@@ -68,7 +67,7 @@ int added_add(struct added *a, const struct vocab *v, const char *content, size_
         return check_id(old->id, wanted_id, content, n, err);
     }
     if (id == VOCAB_NONE)
-        id = next_id(a, v);
+        id = a->next_id++;
     int rc = check_id(id, wanted_id, content, n, err);
     if (rc)
         return rc;

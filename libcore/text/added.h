@@ -36,12 +36,16 @@ struct added_index {
 struct added {
     struct added_token *tokens; // sorted by id once prepared
     size_t n, cap;
+    uint32_t next_id;                   // for the next token that the vocabulary lacks
     struct added_index raw, normalized; // looked for before, and after the normalizer
     struct arena arena;                 // the texts
 };
 
 void added_init(struct added *a);
 void added_release(struct added *a);
+
+/* To be called in front of each list of tokens: sets next_id as the library does. */
+void added_begin(struct added *a, const struct vocab *v);
 
 /*
  * Adds a token. One that the vocabulary or an earlier added token has gets that id, another one the

@@ -165,27 +165,74 @@ void normalize_scratch_release(struct normalize_scratch *s)
 
 /* ---- NFC, NFD, NFKC, NFKD ---- */
 
+static int reserve(struct normalize_scratch *s, size_t n, struct err *err)
+{
+    if (n <= s->cap)
+        return 0;
+    size_t cap = n + n / 2;
+    int32_t *more =
+        sys_reallocarray(s->code_points, cap, 2 * sizeof *more); // the half is for sorting
+    if (!more)
+        return err_set(err, ERR_NO_MEMORY, "normalizer: out of memory");
+    s->code_points = more;
+    s->cap = cap;
+    return 0;
+}
+
+static int class_of(int32_t c)
+{
+    return utf8proc_get_property(c)->combining_class;
+}
+
+/* Stable, by combining class, in linear time: utf8proc's own sort is quadratic in a run of marks,
+ * and a prompt may be one run. */
+static void sort_marks(int32_t *marks, size_t n, int32_t *room)
+{
+    uint32_t place[257] = {0};
+    for (size_t i = 0; i < n; i++)
+        place[class_of(marks[i]) + 1]++;
+    for (int k = 0; k < 256; k++)
+        place[k + 1] += place[k];
+    for (size_t i = 0; i < n; i++)
+        room[place[class_of(marks[i])]++] = marks[i];
+    memcpy(marks, room, n * sizeof *marks);
+}
+
+static void order_marks(struct normalize_scratch *s, size_t n)
+{
+    int32_t *c = s->code_points;
+    for (size_t i = 0, start; i < n;) {
+        bool sorted = true;
+        for (start = i; i < n && class_of(c[i]); i++)
+            sorted &= i == start || class_of(c[i - 1]) <= class_of(c[i]);
+        if (!sorted)
+            sort_marks(c + start, i - start, c + s->cap);
+        i += i == start;
+    }
+}
+
 /* Normalizes a stretch and appends it. */
 static int add_composed(struct normalize_scratch *s, const char *text, size_t n,
                         utf8proc_option_t options, struct strbuf *out, struct err *err)
 {
-    utf8proc_ssize_t k = utf8proc_decompose((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)n,
-                                            s->code_points, (utf8proc_ssize_t)s->cap, options);
-    if (k > (utf8proc_ssize_t)s->cap) {
-        size_t cap = (size_t)k + (size_t)k / 2;
-        int32_t *more = sys_reallocarray(s->code_points, cap, sizeof *more);
-        if (!more)
-            return err_set(err, ERR_NO_MEMORY, "normalizer: out of memory");
-        s->code_points = more;
-        s->cap = cap;
-        k = utf8proc_decompose((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)n, s->code_points,
-                               (utf8proc_ssize_t)s->cap, options);
+    enum { MOST_OF_ONE = 18 }; // U+FDFA's compatibility form
+    size_t k = 0;
+    for (size_t i = 0, len; i < n; i += len) {
+        int rc = reserve(s, k + MOST_OF_ONE, err);
+        if (rc)
+            return rc;
+        utf8proc_ssize_t more = utf8proc_decompose_char(
+            (int32_t)utf8_decode(text + i, &len), s->code_points + k, MOST_OF_ONE, options, NULL);
+        if (more < 0 || more > MOST_OF_ONE)
+            return err_set(err, ERR_INTERNAL, "normalizer: %s", utf8proc_errmsg(more));
+        k += (size_t)more;
     }
-    if (k >= 0)
-        k = utf8proc_normalize_utf32(s->code_points, k, options);
-    if (k < 0)
-        return err_set(err, ERR_INTERNAL, "normalizer: %s", utf8proc_errmsg(k));
-    for (utf8proc_ssize_t i = 0; i < k; i++)
+    order_marks(s, k);
+    utf8proc_ssize_t composed =
+        utf8proc_normalize_utf32(s->code_points, (utf8proc_ssize_t)k, options);
+    if (composed < 0)
+        return err_set(err, ERR_INTERNAL, "normalizer: %s", utf8proc_errmsg(composed));
+    for (utf8proc_ssize_t i = 0; i < composed; i++)
         strbuf_add_utf8(out, (uint32_t)s->code_points[i]);
     return 0;
 }

@@ -50,7 +50,7 @@ struct normalizer {
 struct normalize_scratch {
     struct strbuf buffer[2];
     struct span_list spans;
-    int32_t *code_points;
+    int32_t *code_points; // 2 * cap: the second half is for sorting marks
     size_t cap;
     struct regex_scratch *regex; // borrowed
 };

@@ -81,6 +81,7 @@ static int read_added_decoder(struct tokenizer *t, struct json_pull *r)
     int rc = json_pull_peek(r) == '{' ? json_pull_begin(r, '{') : json_pull_skip(r, NULL, NULL);
     if (rc || r->p[-1] != '{')
         return rc;
+    added_begin(&t->added, t->v);
     while (!rc && !(rc = json_pull_next(r, '}', &first, &more)) && more) {
         const char *s;
         size_t n;

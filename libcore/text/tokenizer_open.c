@@ -88,6 +88,7 @@ static int read_parts(struct tokenizer *t, const json_t *root, struct err *err)
 /* The library numbers a new token by its place, so that the order of the file is kept. */
 static int read_added(struct tokenizer *t, struct err *err)
 {
+    added_begin(&t->added, t->v);
     for (uint32_t i = 0; i < t->v->n_added; i++) {
         const struct vocab_added *a = &t->v->added[i];
         int rc = added_add(&t->added, t->v, t->v->text + a->offset, a->len, a->id, a->flags, err);

@@ -4,8 +4,10 @@
 #include "libcore/text/bpe_impl.h"
 #include "libcore/text/vocab_impl.h"
 
-/* 16,384 words fill the half of the slots; a megabyte in all. */
+/* 16,384 words fill the half of the slots; a megabyte in all. A word whose place and the next ones
+ * are taken is not kept: words made to collide cost no more than others. */
 enum { N_SLOTS = 1 << 15, MOST_WORDS = N_SLOTS / 2, MOST_IDS = 1 << 16, MOST_TEXT = 1 << 18 };
+enum { MOST_PROBES = 16 };
 
 void word_cache_release(struct word_cache *c)
 {
@@ -21,8 +23,10 @@ const struct word_ids *word_cache_find(struct word_cache *c, const char *text, s
     *hash = vocab_hash(text, n);
     if (!c->slots)
         return NULL;
-    for (size_t i = *hash % N_SLOTS; c->slots[i].len; i = (i + 1) % N_SLOTS) {
-        const struct word_ids *w = &c->slots[i];
+    for (size_t k = 0; k < MOST_PROBES; k++) {
+        const struct word_ids *w = &c->slots[(*hash + k) % N_SLOTS];
+        if (!w->len)
+            break;
         if (w->hash == *hash && w->len == n && memcmp(c->text + w->text, text, n) == 0)
             return w;
     }
@@ -52,11 +56,13 @@ void word_cache_add(struct word_cache *c, const char *text, size_t n, uint64_t h
         memset(c->slots, 0, N_SLOTS * sizeof *c->slots);
         c->n_words = c->n_ids = c->n_text = 0;
     }
-    size_t i = hash % N_SLOTS;
-    while (c->slots[i].len)
-        i = (i + 1) % N_SLOTS;
-    c->slots[i] = (struct word_ids){hash, (uint32_t)c->n_text, (uint32_t)n, (uint32_t)c->n_ids,
-                                    (uint32_t)n_ids};
+    size_t k = 0;
+    while (k < MOST_PROBES && c->slots[(hash + k) % N_SLOTS].len)
+        k++;
+    if (k == MOST_PROBES)
+        return;
+    c->slots[(hash + k) % N_SLOTS] = (struct word_ids){hash, (uint32_t)c->n_text, (uint32_t)n,
+                                                       (uint32_t)c->n_ids, (uint32_t)n_ids};
     memcpy(c->text + c->n_text, text, n);
     if (n_ids)
         memcpy(c->ids + c->n_ids, ids, n_ids * sizeof *ids);

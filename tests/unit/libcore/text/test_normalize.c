@@ -74,6 +74,25 @@ TEST(normalizers_give_the_texts_of_the_library)
     }
 }
 
+/* Half a million marks in the wrong order: a quadratic sort would take hours. */
+TEST(a_long_run_of_marks_is_ordered_in_no_time)
+{
+    enum { N = 250000 };
+    struct strbuf text, want;
+    strbuf_init(&text);
+    strbuf_init(&want);
+    strbuf_addc(&text, 'x');
+    strbuf_addc(&want, 'x');
+    for (int i = 0; i < N; i++)
+        strbuf_adds(&text, "\xcc\x81\xcc\xa3");
+    for (int i = 0; i < 2 * N; i++)
+        strbuf_adds(&want, i < N ? "\xcc\xa3" : "\xcc\x81");
+    bool head = true;
+    run("{\"type\": \"NFD\"}", strbuf_text(&text), &head, strbuf_text(&want));
+    strbuf_release(&text);
+    strbuf_release(&want);
+}
+
 TEST(the_head_is_lost_when_its_characters_go)
 {
     bool head = true;
