@@ -1,8 +1,11 @@
 #include "libcore/model/fingerprint.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "libcore/base/file.h"
 #include "libcore/base/strbuf.h"
 #include "libcore/base/sys.h"
 #include "libcore/base/thread.h"
@@ -15,6 +18,13 @@ struct piece {
     bool bias;
     uint64_t offset; // bytes into the canonical weight
     const struct checkpoint_tensor *tensor;
+};
+
+/* Samples are read with pread, not through the mapping: a fault in a cold mapping reads ahead, and
+ * 4,600 samples would then read a good part of the file. */
+struct files {
+    const struct checkpoint *c;
+    int *fds; // one a shard, -1: not open
 };
 
 /* ---- pieces ---- */
@@ -93,17 +103,64 @@ static int collect(const struct checkpoint *c, const struct model_modules *m, st
 
 /* ---- one weight ---- */
 
+static int open_files(struct files *f, const struct checkpoint *c, struct err *err)
+{
+    size_t n = checkpoint_n_shards(c);
+    f->c = c;
+    f->fds = sys_reallocarray(NULL, n + 1, sizeof *f->fds);
+    if (!f->fds)
+        return err_set(err, ERR_NO_MEMORY, "fingerprint: no memory");
+    for (size_t i = 0; i < n; i++)
+        f->fds[i] = -1;
+    for (size_t i = 0; i < n; i++) {
+        const char *path = safetensors_path(checkpoint_shard(c, i));
+        f->fds[i] = sys_open(path, O_RDONLY, 0);
+        if (f->fds[i] < 0)
+            return err_set_errno(err, errno, "%s: cannot open", path);
+    }
+    return 0;
+}
+
+static void close_files(struct files *f)
+{
+    for (size_t i = 0; f->fds && i < checkpoint_n_shards(f->c); i++) {
+        if (f->fds[i] >= 0)
+            sys_close(f->fds[i]);
+    }
+    sys_free(f->fds);
+}
+
+/* Bytes [offset, offset + n) of a checkpoint tensor into the hash. */
+static int hash_bytes(struct digest_state *s, const struct files *f,
+                      const struct checkpoint_tensor *t, uint64_t offset, uint64_t n,
+                      struct err *err)
+{
+    const struct safetensors *shard = checkpoint_shard(f->c, t->shard_idx);
+    const struct safetensors_entry *e = safetensors_find(shard, t->name);
+    uint64_t at = safetensors_data_offset(shard) + e->begin + offset;
+    unsigned char buf[SAMPLE_BYTES];
+    for (int rc; n; at += sizeof buf) {
+        size_t take = n < sizeof buf ? (size_t)n : sizeof buf;
+        rc = file_pread_all(f->fds[t->shard_idx], buf, take, at, safetensors_path(shard), err);
+        if (!rc)
+            rc = digest_update(s, buf, take, err);
+        if (rc)
+            return rc;
+        n -= take;
+    }
+    return 0;
+}
+
 /* Bytes [offset, offset + n) of the weight that the pieces make up together. */
-static int hash_range(struct digest_state *s, const struct piece *pieces, size_t n_pieces,
-                      uint64_t offset, uint64_t n, struct err *err)
+static int hash_range(struct digest_state *s, const struct files *f, const struct piece *pieces,
+                      size_t n_pieces, uint64_t offset, uint64_t n, struct err *err)
 {
     for (size_t i = 0; i < n_pieces && n; i++) {
         uint64_t begin = pieces[i].offset, size = tensor_n_bytes(&pieces[i].tensor->value);
         if (offset < begin || offset >= begin + size)
             continue;
         uint64_t take = begin + size - offset < n ? begin + size - offset : n;
-        int rc = digest_update(s, (const char *)pieces[i].tensor->value.data + (offset - begin),
-                               (size_t)take, err);
+        int rc = hash_bytes(s, f, pieces[i].tensor, offset - begin, take, err);
         if (rc)
             return rc;
         offset += take;
@@ -112,18 +169,18 @@ static int hash_range(struct digest_state *s, const struct piece *pieces, size_t
     return n ? err_set(err, ERR_INTERNAL, "fingerprint: %s has a hole", pieces->module->name) : 0;
 }
 
-static int hash_weight(const struct piece *pieces, size_t n_pieces, uint64_t total,
-                       struct digest *out, struct err *err)
+static int hash_weight(const struct files *f, const struct piece *pieces, size_t n_pieces,
+                       uint64_t total, struct digest *out, struct err *err)
 {
     struct digest_state *s;
     int rc = digest_open(&s, err);
     if (rc)
         return rc;
     if (pieces->tensor->value.n_dims == 1 || total <= SAMPLES * SAMPLE_BYTES) {
-        rc = hash_range(s, pieces, n_pieces, 0, total, err);
+        rc = hash_range(s, f, pieces, n_pieces, 0, total, err);
     } else {
         for (uint64_t i = 0; i < SAMPLES && !rc; i++)
-            rc = hash_range(s, pieces, n_pieces, (total - SAMPLE_BYTES) * i / (SAMPLES - 1),
+            rc = hash_range(s, f, pieces, n_pieces, (total - SAMPLE_BYTES) * i / (SAMPLES - 1),
                             SAMPLE_BYTES, err);
     }
     if (!rc)
@@ -152,8 +209,8 @@ static int check_tiling(const struct piece *pieces, size_t n_pieces, uint64_t to
                    pieces->module->name, pieces->module->parameter);
 }
 
-static int add_weight(struct strbuf *sb, const struct piece *pieces, size_t n_pieces,
-                      struct err *err)
+static int add_weight(struct strbuf *sb, const struct files *f, const struct piece *pieces,
+                      size_t n_pieces, struct err *err)
 {
     const struct model_module *m = pieces->module;
     enum dtype dtype = pieces->tensor->value.dtype;
@@ -165,7 +222,7 @@ static int add_weight(struct strbuf *sb, const struct piece *pieces, size_t n_pi
     char hex[DIGEST_HEX_CHARS + 1];
     int rc = check_tiling(pieces, n_pieces, total, err);
     if (!rc)
-        rc = hash_weight(pieces, n_pieces, total, &d, err);
+        rc = hash_weight(f, pieces, n_pieces, total, &d, err);
     if (rc)
         return rc;
     digest_hex(&d, hex);
@@ -252,12 +309,15 @@ int fingerprint_compute(const struct checkpoint *c, const struct model_modules *
     strbuf_init(&sb);
     strbuf_adds(&sb, "lora-base-fingerprint 1\n");
     add_config(&sb, config);
+    struct files files = {0};
     int rc = collect(c, m, &pieces, &n, err);
+    if (!rc)
+        rc = open_files(&files, c, err);
     for (size_t begin = 0, end; !rc && begin < n; begin = end, n_weights++) {
         end = begin + 1;
         while (end < n && same_weight(&pieces[begin], &pieces[end]))
             end++;
-        rc = add_weight(&sb, pieces + begin, end - begin, err);
+        rc = add_weight(&sb, &files, pieces + begin, end - begin, err);
     }
     if (!rc)
         rc = check_complete(m, n_weights, pieces, n, err);
@@ -268,6 +328,7 @@ int fingerprint_compute(const struct checkpoint *c, const struct model_modules *
     if (!rc)
         digest_hex(&d, hex);
     strbuf_release(&sb);
+    close_files(&files);
     sys_free(pieces);
     return rc;
 }
