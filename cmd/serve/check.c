@@ -43,8 +43,22 @@ static uint64_t tensor_bytes(const struct adapter *a)
     return n;
 }
 
-/* Reads, binds, asks the back end, measures. Weights are not loaded, so DoRA's gains are not made:
- * their room is counted by the pack's size all the same. */
+/* The weights are not loaded, so DoRA's gains cannot be made; their room is counted all the same.
+ */
+static int make_room_for_gains(struct bound_adapter *bound, struct err *err)
+{
+    for (size_t i = 0; i < bound->n_parts; i++) {
+        struct bound_part *part = &bound->parts[i];
+        if (!tensor_present(&part->module->magnitude) || part->gain)
+            continue;
+        part->gain = sys_calloc(part->target->d_out, sizeof *part->gain);
+        if (!part->gain)
+            return err_set(err, ERR_NO_MEMORY, "no memory for gains");
+    }
+    return 0;
+}
+
+/* Reads, binds, asks the back end, measures. */
 static void judge(struct check *c, struct verdict *v)
 {
     struct runtime *rt = c->s.rt;
@@ -63,7 +77,9 @@ static void judge(struct check *c, struct verdict *v)
     if (v->rc == 0 && cap && v->rank > cap)
         v->rc = err_set(&v->why, ERR_REFUSED, "rank %u is larger than --max-lora-rank %u", v->rank,
                         cap);
-    if (v->rc == 0 && rt->model)
+    if (v->rc == 0)
+        v->rc = make_room_for_gains(bound, &v->why);
+    if (v->rc == 0)
         v->rc = rt->be->ops->adapter_pack_size(rt->be, rt->model, bound, &v->device_bytes, &v->why);
     if (v->device_bytes > c->largest)
         c->largest = v->device_bytes;

@@ -10,11 +10,16 @@
 
 // ---- served adapters ----------------------------------------------------------------------------
 
-struct served *names_served(struct names *n, const char *content_id, const char *label,
-                            const char *path)
+static bool same_path(const char *a, const char *b)
 {
-    for (struct served *s = n->first; s; s = s->next) {
-        if (strcmp(s->content_id, content_id) == 0) {
+    return a && b ? strcmp(a, b) == 0 : a == b;
+}
+
+struct served *names_served(struct names *n, const char *content_id, const char *label,
+                            const char *path, bool fresh)
+{
+    for (struct served *s = n->first; s && !fresh; s = s->next) {
+        if (strcmp(s->content_id, content_id) == 0 && same_path(s->path, path)) {
             s->refs++;
             return s;
         }
@@ -61,7 +66,10 @@ void served_release(struct served *s)
         *link = s->next;
         /* Inside the mutex: a new request for the same content comes before or after, not between.
          */
-        if (s->ready && n->engine)
+        bool others = false;
+        for (const struct served *o = n->first; o; o = o->next)
+            others |= strcmp(o->content_id, s->content_id) == 0;
+        if (s->ready && !others && n->engine)
             engine_adapter_forget(n->engine, s->content_id);
     }
     pthread_mutex_unlock(&n->mutex);

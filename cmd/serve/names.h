@@ -20,7 +20,7 @@
 
 struct names;
 
-/* One adapter's content on offer. */
+/* One adapter on offer: its content and where it lies (the text files beside it). */
 struct served {
     struct names *names;
     struct served *next; // names' list

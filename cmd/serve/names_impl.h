@@ -29,9 +29,10 @@ struct names {
     struct served *first;
 };
 
-/* Under mutex: the served adapter of a content id, held; made when it is new. */
+/* Under mutex: the served adapter of a content id and a place, held; made when it is new, or when
+ * it must be `fresh` (the text files beside the weights may have changed). */
 struct served *names_served(struct names *n, const char *content_id, const char *label,
-                            const char *path);
+                            const char *path, bool fresh);
 /* Under mutex. */
 struct name_entry *names_entry(struct names *n, const char *name, size_t len);
 /* Under mutex: `name` points at `served` from now on (one reference is taken over). The old one, if

@@ -141,7 +141,7 @@ static int offer(struct names *n, const char *name, const char *ref, const struc
                  enum name_origin origin, bool pinned, struct err *err)
 {
     pthread_mutex_lock(&n->mutex);
-    struct served *s = names_served(n, r->content_id, name, r->path);
+    struct served *s = names_served(n, r->content_id, name, r->path, origin == NAME_FROM_REQUEST);
     pthread_mutex_unlock(&n->mutex);
     if (!s)
         return err_set(err, ERR_NO_MEMORY, "no memory for the name %s", name);

@@ -11,7 +11,7 @@
 #include "libcore/base/sys.h"
 #include "libcore/base/thread.h"
 
-enum { TICK_MS = 250 }; // how often time-outs are looked for
+enum { TICK_MS = 100 }; // how often time-outs are looked for
 
 struct output {
     struct engine *engine;

@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# tiers: check asan tsan
+# Names while the server runs: the store's, load and unload, new content under an old name, SIGHUP, leases, clients that leave.
+. tests/lib/tap.sh
+
+BASE=$TINYTALK/base A=$TINYTALK/adapters
+ask() { # MODEL -> OUT is the answer
+    http POST /v1/chat/completions "{\"model\":\"$1\",\"messages\":[{\"role\":\"user\",\"content\":\"hot sheet gush\"}],\"temperature\":0}"
+    [ "$STATUS" = 200 ] && OUT=$(json "$OUT" '.choices[0].message.content')
+}
+models() { http GET /v1/models; printf '%s' "$OUT" | grep -o '"id":"[a-z:0-9-]*","object":"model"' | sed 's/"id":"//; s/",.*//' | tr '\n' ' '; }
+metric() { http_load metric --port "$PORT" "$1"; }
+
+# ---- all of the store
+run lora import "$BASE" --name tinytalk
+run lora import "$A/upper-lora" --name shout
+run lora import "$A/title-lora" --name shout --tag v2
+serve_start --model tinytalk || { note "$ERR"; done_testing; exit; }
+is "$(models)" "tinytalk shout shout:v2 " "the store's adapters are offered by their names and tags"
+ask shout; is "$OUT" "HOT SHEET GUSH" "name"
+ask shout:v2; is "$OUT" "Hot Sheet Gush" "name:tag"
+ask tinytalk:shout; is "$OUT" "HOT SHEET GUSH" "base:adapter"
+
+run lora import "$A/reverse-lora" --name back
+run lora import "$A/sort-lora" --name shout --force
+run lora rm shout:v2
+kill -HUP "$SERVER_PID"
+for _ in $(seq 50); do [ "$(models)" = "tinytalk shout back " ] && break; sleep 0.1; done
+is "$(models)" "tinytalk shout back " "SIGHUP reads the names again"
+ask back; is "$OUT" "gush sheet hot" "a new name"
+ask shout; is "$OUT" "gush hot sheet" "an old name means its new content"
+
+ok "gc beside it" lora gc
+ask back; is "$OUT" "gush sheet hot" "takes nothing that is served"
+run lora rm back; run lora gc
+kill -HUP "$SERVER_PID"; sleep 0.5
+http POST /v1/load_lora_adapter '{"lora_name":"loud","lora_path":"shout"}'
+is "$STATUS:$OUT" "200:Success: LoRA adapter 'loud' added successfully." "a name of the store is loaded by request"
+ask loud; is "$OUT" "gush hot sheet" "and answers"
+serve_stop
+is "$STATUS" 0 "it ends well"
+
+# ---- by request, below --adapter-root
+mkdir "$TMP/root" "$TMP/outside"
+cp -r "$A/upper-lora" "$TMP/root/x"; cp -r "$A/title-lora" "$TMP/outside/t"
+ln -s ../outside/t "$TMP/root/escape"; ln -s x "$TMP/root/inside"
+serve_start --model "$BASE" --served-model-name tinytalk --adapter-root "$TMP/root" --lora-paths "sort=$A/sort-lora" || { done_testing; exit; }
+http POST /load_lora_adapter '{"lora_name":"x","lora_path":"x"}'
+is "$STATUS $(json "$OUT" .success) $(json "$OUT" '.loaded_adapters.x')" "200 true $TMP/root/x" "SGLang's load"
+ask x; is "$OUT" "HOT SHEET GUSH" "serves it"
+http POST /load_lora_adapter '{"lora_name":"x","lora_path":"x"}'
+like "$STATUS $OUT" '^400 .*"success":false.*already exists' "twice is refused"
+http POST /v1/load_lora_adapter "{\"lora_name\":\"y\",\"lora_path\":\"$TMP/root/inside\"}"; is "$STATUS" 200 "an absolute path, a link inside"
+for path in ../outside/t escape "$TMP/outside/t" /etc; do
+    http POST /v1/load_lora_adapter "{\"lora_name\":\"z\",\"lora_path\":\"$path\"}"
+    is "$STATUS" 403 "what lies outside is refused: ${path#"$TMP"}"
+done
+http POST /v1/load_lora_adapter '{"lora_name":"z","lora_path":"none"}'; is "$STATUS" 404 "what is not there"
+http POST /v1/load_lora_adapter '{"lora_name":"bad name!","lora_path":"x"}'; is "$STATUS" 400 "a name that cannot be one"
+http POST /v1/load_lora_adapter '{"lora_name":"tinytalk","lora_path":"x"}'; is "$STATUS" 409 "the base's name"
+http POST /v1/load_lora_adapter '{"lora_path":"x"}'
+is "$STATUS $(json "$OUT" .error.type) $(json "$OUT" .error.message)" "400 InvalidUserInput Both 'lora_name' and 'lora_path' must be provided." "vLLM's words"
+
+# New content under an old name: a new identity, so nothing stale comes from the prefix cache.
+ask x; ask x
+rm -rf "$TMP/root/x"; cp -r "$A/reverse-lora" "$TMP/root/x"
+http POST /v1/load_lora_adapter '{"lora_name":"x","lora_path":"x"}'
+like "$OUT" "already been loaded. If you want to load the adapter in place, set 'load_inplace' to True" "loading again needs load_inplace"
+http POST /v1/load_lora_adapter '{"lora_name":"x","lora_path":"x","load_inplace":true}'; is "$STATUS" 200 "load_inplace"
+ask x; is "$OUT" "gush sheet hot" "gives the new answers"
+ask y; is "$STATUS" 200 "the old content lives on under its other name" || true
+
+# Unloading a busy adapter lets its request finish.
+curl -s "$URL/v1/completions" -d '{"model":"sort","prompt":"hot","max_tokens":400,"ignore_eos":true,"temperature":0}' >"$TMP/busy" &
+BUSY=$!
+sleep 0.1
+http POST /v1/unload_lora_adapter '{"lora_name":"sort"}'
+is "$STATUS:$OUT" "200:Success: LoRA adapter 'sort' removed successfully." "unload of a busy adapter"
+ask sort; is "$STATUS" 404 "is seen at once"
+wait $BUSY
+is "$(json "$(cat "$TMP/busy")" .usage.completion_tokens)" 400 "and its request finishes"
+http POST /v1/unload_lora_adapter '{"lora_name":"sort"}'; is "$STATUS $(json "$OUT" .error.message)" "404 The lora adapter 'sort' cannot be found." "unload twice"
+http POST /unload_lora_adapter '{"lora_name":"x"}'; is "$STATUS $(json "$OUT" .success)" "200 true" "SGLang's unload"
+for _ in $(seq 50); do [ "$(metric vllm:num_gpu_loaded_lora_adapters)" -le 1 ] && break; sleep 0.1; done
+ok "what nobody names or uses has left the device" test "$(metric vllm:num_gpu_loaded_lora_adapters)" -le 1
+
+# Clients that leave.
+LONG='{"prompt":"hot","max_tokens":900,"ignore_eos":true,"temperature":0'
+cancelled=$(metric lora_cancelled_total) before=$(metric lora_steps_total)
+for body in "$LONG}" "$LONG,\"stream\":true}"; do
+    curl -s -m 0.1 -o /dev/null "$URL/v1/completions" -d "$body"
+done
+for _ in $(seq 50); do [ "$(metric lora_cancelled_total)" -eq $((cancelled + 2)) ] && break; sleep 0.05; done
+is "$(metric lora_cancelled_total)" $((cancelled + 2)) "a client that leaves ends its sequence, streaming or not"
+is "$(metric vllm:num_requests_running)" 0 "nothing runs any more"
+steps=$(($(metric lora_steps_total) - before))
+ok "after $steps steps, not 1800" test "$steps" -lt 1500
+serve_stop
+
+# ---- an adapter's own template and tokens travel with it
+cp -r "$A/upper-lora" "$TMP/own"; cp "$BASE/tokenizer.json" "$BASE/tokenizer_config.json" "$TMP/own/"
+printf '%s' "{% for m in messages %}{{ '<|im_start|>user\n' + m.content | upper + '<|im_end|>\n' }}{% endfor %}<|im_start|>assistant\n" >"$TMP/own/chat_template.jinja"
+serve_start --model "$BASE" --served-model-name tinytalk --lora-paths "own=$TMP/own" "upper=$A/upper-lora" || { done_testing; exit; }
+http POST /tokenize '{"model":"own","messages":[{"role":"user","content":"hot"}]}'; own=$(json "$OUT" .tokens)
+http POST /tokenize '{"model":"upper","messages":[{"role":"user","content":"hot"}]}'; isnt "$own" "$(json "$OUT" .tokens)" "an adapter's own chat template is used for it"
+http POST /tokenize '{"model":"tinytalk","messages":[{"role":"user","content":"hot"}]}'; isnt "$own" "$(json "$OUT" .tokens)" "and for it alone"
+serve_stop
+
+# ---- draining
+serve_start --model "$BASE" --served-model-name tinytalk || { done_testing; exit; }
+curl -s "$URL/v1/completions" -d "$LONG}" >"$TMP/drained" &
+BUSY=$!
+sleep 0.15
+serve_stop
+is "$STATUS" 0 "SIGTERM ends the server well"
+wait $BUSY
+is "$(json "$(cat "$TMP/drained")" .usage.completion_tokens)" 900 "after running requests have finished"
+done_testing
