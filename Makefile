@@ -45,7 +45,7 @@ LIBCORE := \
   libcore/backend
 KERNELS := \
   $(addprefix kernels/,registry sites) \
-  $(addprefix kernels/cpu/,activation adapter attention backend_cpu embed gain_bias gemm math matrix \
+  $(addprefix kernels/cpu/,access activation adapter attention backend_cpu embed gain_bias gemm math matrix \
     model moe norm rope sample scratch sgmv_expand sgmv_shrink step) \
   $(addprefix kernels/cpu/isa/,isa isa_avx2 isa_avx512 isa_plain)
 STORE := \

@@ -130,6 +130,35 @@ struct op_table {
 };
 
 /*
+ * How tests/ops reaches a back end's ops one by one (backend_ops.op_access; NULL: it cannot). A
+ * session borrows an open model with its pool; no step of it may be in flight. Buffers hold
+ * activations in the back end's own type; values cross as float32.
+ */
+struct op_session;
+
+struct op_access {
+    int (*open)(struct backend *be, struct device_model *m, struct op_session **out,
+                struct err *err);
+    void (*close)(struct op_session *s);
+    const struct op_table *(*ops)(struct op_session *s);
+    struct op_context *(*context)(struct op_session *s);
+    /* Puts a step's tables into device memory, as step_submit does, and starts nothing. *view is
+     * valid until the next call. */
+    int (*prepare)(struct op_session *s, const struct step *step, const struct op_step **view,
+                   struct err *err);
+    /* What `sample` wrote for the prepared step. */
+    int (*results)(struct op_session *s, struct step_result *out, struct err *err);
+    void *(*alloc)(struct op_session *s, size_t n_values); // activations; NULL: no memory
+    void (*free)(struct op_session *s, void *buffer);
+    /* n values from `at` on; read waits for the ops before it. */
+    int (*write)(struct op_session *s, void *buffer, size_t at, const float *values, size_t n);
+    int (*read)(struct op_session *s, const void *buffer, size_t at, float *values, size_t n);
+    void (*wait)(struct op_session *s);
+    size_t (*logits_stride)(struct op_session *s); // values between two rows of logits
+    double (*epsilon)(struct op_session *s);       // half a unit in the last place of activations
+};
+
+/*
  * The draw, the same on every back end up to rounding of log: among the ids that top_k, top_p and
  * min_p left, the largest of l_i / temperature + G_i, where G_i = -log(-log(u_i)), u_i = (n_i +
  * 0.5) / 2^32 and n_i is word i % 4 of Philox4x32-10 with key (seed low, seed high) and counter

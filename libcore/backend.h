@@ -39,6 +39,7 @@ enum { BACKEND_ABI = 1, BACKEND_CHUNK_BYTES = 2 << 20, BACKEND_MAX_TOP = 20 };
 struct backend;       // one open device (or device group)
 struct device_model;  // the weights of one base on it
 struct device_weight; // a whole weight that an adapter brings (modules_to_save)
+struct op_access;     // kernels/ops.h
 
 struct backend_options {
     const char *device;    // "cpu", "cuda:0"
@@ -242,7 +243,8 @@ struct backend_ops {
     int (*step_result)(struct backend *be, struct device_model *m, uint64_t ticket,
                        struct step_result *out, struct err *err);
 
-    const struct backend_math *math; // may be NULL
+    const struct backend_math *math;   // may be NULL
+    const struct op_access *op_access; // kernels/ops.h: for tests of single ops; may be NULL
 };
 
 /* Every back end's struct starts with this. */

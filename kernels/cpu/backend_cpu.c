@@ -134,4 +134,5 @@ const struct backend_ops backend_cpu_ops = {
     .step_submit = cpu_step_submit,
     .step_result = cpu_step_result,
     .math = &cpu_math,
+    .op_access = &cpu_op_access,
 };

@@ -269,6 +269,10 @@ int cpu_step_submit(struct backend *be, struct device_model *m, const struct ste
 int cpu_step_result(struct backend *be, struct device_model *m, uint64_t ticket,
                     struct step_result *out, struct err *err);
 
+/* Checks and copies a step into the next place without submitting it: for op_access. */
+int cpu_step_prepare(struct device_model *m, const struct step *step, struct cpu_step **out,
+                     struct err *err);
+
 /* ---- one file an op ---- */
 int cpu_begin(struct op_context *c, const struct op_step *s);
 int cpu_embed(struct op_context *c, const struct op_step *s, void *x);
@@ -307,6 +311,8 @@ static inline size_t cpu_out_stride(const struct device_model *m, enum site site
     return rows;
 }
 
+extern const struct op_table cpu_ops;
+extern const struct op_access cpu_op_access;
 extern const struct backend_math cpu_math;
 
 #endif

@@ -336,5 +336,6 @@ int cpu_sample(struct op_context *c, const struct op_step *s, void *logits)
     worker_pool_run(m->pool, s->counts->n_logit_rows, 1, sample_rows, &r);
     step->results.n_rows = s->counts->n_logit_rows;
     memcpy(m->prev_ids, step->results.ids, step->results.n_rows * sizeof *m->prev_ids);
+    m->n_prev_ids = step->results.n_rows;
     return 0;
 }

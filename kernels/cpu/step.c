@@ -69,7 +69,7 @@ static void free_step(struct cpu_step *s)
 // ---- the compute thread
 // --------------------------------------------------------------------------
 
-static const struct op_table cpu_ops = {
+const struct op_table cpu_ops = {
     .begin = cpu_begin,
     .embed = cpu_embed,
     .rms_norm = cpu_rms_norm,
@@ -94,7 +94,8 @@ static void compute(struct device_model *m, struct cpu_step *s)
         err_set(&s->error, rc, "no memory for the shrunk rows of a step's adapters");
     else if (rc != 0)
         err_set(&s->error, rc, "a step failed (%d)", rc);
-    m->n_prev_ids = rc == 0 ? s->results.n_rows : 0;
+    if (rc != 0 || s->counts.n_logit_rows == 0)
+        m->n_prev_ids = 0; // nothing was sampled that a later step could name
 }
 
 static void *compute_main(void *arg)
@@ -300,16 +301,30 @@ static int check_pages(const struct device_model *m, const struct step *step, st
     return 0;
 }
 
-int cpu_step_submit(struct backend *be, struct device_model *m, const struct step *step,
-                    uint64_t *ticket, struct err *err)
+static int check_step(struct device_model *m, const struct step *step, struct err *err)
 {
-    (void)be;
     int rc = backend_check_step(
         step, &m->limits, step->kinds & ADAPTER_FULL ? m->max_vocab : m->config->vocab_size, err);
     if (rc == 0)
         rc = check_pages(m, step, err);
     if (rc == 0 && step->weight_set != 0)
         rc = err_set(err, ERR_REFUSED, "step: no weight set %u here", step->weight_set);
+    return rc;
+}
+
+int cpu_step_prepare(struct device_model *m, const struct step *step, struct cpu_step **out,
+                     struct err *err)
+{
+    int rc = check_step(m, step, err);
+    *out = &m->steps[m->n_submitted % CPU_IN_FLIGHT];
+    return rc ? rc : copy_step(m, *out, step, err);
+}
+
+int cpu_step_submit(struct backend *be, struct device_model *m, const struct step *step,
+                    uint64_t *ticket, struct err *err)
+{
+    (void)be;
+    int rc = check_step(m, step, err);
     if (rc != 0)
         return rc;
     pthread_mutex_lock(&m->lock);

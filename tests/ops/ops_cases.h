@@ -1,0 +1,93 @@
+/* The table of cases that the ops tests run over, and what each of them needs. */
+#ifndef TESTS_OPS_OPS_CASES_H
+#define TESTS_OPS_OPS_CASES_H
+
+#include "tests/ops/ops_rig.h"
+
+static const struct ops_case ops_cases[] = {
+    {"bf16", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 16}, 5, 7, 8},
+    {"f16 with f32 adapters", "{}", DTYPE_F16, DTYPE_F32, {1, 16, 7}, 7, 23, 16},
+    {"f32 with f16 adapters", "{}", DTYPE_F32, DTYPE_F16, {64, 5, 2}, 4, 1, 4},
+    {"qwen2: biases",
+     "{\"architectures\":[\"Qwen2ForCausalLM\"],\"model_type\":\"qwen2\"}",
+     DTYPE_BF16,
+     DTYPE_BF16,
+     {8, 3, 16},
+     6,
+     9,
+     16},
+    {"qwen3: q and k norms",
+     "{\"architectures\":[\"Qwen3ForCausalLM\"],\"model_type\":\"qwen3\"}",
+     DTYPE_BF16,
+     DTYPE_F32,
+     {4, 33, 16},
+     5,
+     3,
+     2},
+    {"gemma3: post norms, windows, tied",
+     "{\"architectures\":[\"Gemma3ForCausalLM\"],\"model_type\":\"gemma3_text\",\"sliding_window\":"
+     "6,"
+     "\"query_pre_attn_scalar\":24,\"hidden_activation\":\"gelu_pytorch_tanh\","
+     "\"layer_types\":[\"sliding_attention\",\"full_attention\"],\"tie_word_embeddings\":true,"
+     "\"rope_local_base_freq\":5000.0}",
+     DTYPE_BF16,
+     DTYPE_BF16,
+     {8, 3, 16},
+     5,
+     30,
+     16},
+    {"mixtral: experts",
+     "{\"architectures\":[\"MixtralForCausalLM\"],\"model_type\":\"mixtral\","
+     "\"num_local_experts\":5,\"num_experts_per_tok\":2}",
+     DTYPE_BF16,
+     DTYPE_BF16,
+     {8, 3, 16},
+     5,
+     12,
+     16},
+    {"one row", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 16}, 1, 0, 16},
+    {"twenty rows", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 16}, 20, 33, 64},
+};
+enum { OPS_N_CASES = sizeof ops_cases / sizeof ops_cases[0] };
+
+/* Runs `body` for every case. */
+static inline void for_cases(void (*body)(struct ops_rig *r))
+{
+    struct ops_rig *r = sys_calloc(1, sizeof *r);
+    CHECK(r);
+    for (int i = 0; i < OPS_N_CASES; i++) {
+        struct err err = {0};
+        int rc = ops_open(r, &ops_cases[i], &err);
+        if (rc == ERR_NOT_FOUND) {
+            test_skip("%s", err.msg);
+            break;
+        }
+        CHECK_MSG(rc == 0, "%s: %s", ops_cases[i].name, err.msg);
+        body(r);
+        ops_close(r);
+    }
+    sys_free(r);
+}
+
+/* Compares a device buffer of rows of `width`, `stride` apart, with `want`. */
+static inline void expect_rows(struct ops_rig *r, const char *what, const void *buffer,
+                               const double *want, size_t n_rows, size_t width, size_t stride)
+{
+    float *got = sys_malloc((n_rows * width + 1) * sizeof *got);
+    for (size_t i = 0; i < n_rows; i++)
+        r->access->read(r->session, buffer, i * stride, got + i * width, width);
+    double error = ops_error(got, want, n_rows * width);
+    EXPECT_MSG(error <= r->bound, "%s, %s: off by %.2e, bound %.2e", r->c->name, what, error,
+               r->bound);
+    sys_free(got);
+}
+
+static inline double *doubles(size_t n)
+{
+    double *d = sys_calloc(n + 1, sizeof *d);
+    if (!d)
+        abort();
+    return d;
+}
+
+#endif
