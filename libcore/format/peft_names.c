@@ -35,13 +35,12 @@ static bool drop_component(char *s, const char *piece)
     return dropped;
 }
 
-static bool drop_prefix(char *s, const char *prefix, const char *replacement)
+static bool drop_prefix(char *s, const char *prefix)
 {
-    size_t k = strlen(prefix), m = strlen(replacement);
-    if (!starts_with(s, prefix) || m > k)
+    size_t k = strlen(prefix);
+    if (!starts_with(s, prefix))
         return false;
-    memmove(s + m, s + k, strlen(s + k) + 1);
-    memcpy(s, replacement, m);
+    memmove(s, s + k, strlen(s + k) + 1);
     return true;
 }
 
@@ -51,13 +50,11 @@ static void strip_prefixes(struct peft_name *out, char *s)
                                          "_checkpoint_wrapped_module.", "_forward_module."};
     for (size_t i = 0; i < sizeof leaked / sizeof *leaked; i++)
         out->leaked |= drop_component(s, leaked[i]);
-    out->leaked |= drop_prefix(s, "module.", ""); // DistributedDataParallel
-    if (!drop_prefix(s, "base_model.model.", ""))
-        drop_prefix(s, "base_model.", "");
-    out->leaked |= drop_prefix(s, "base_model.model.", ""); // wrapped twice
-    out->leaked |= drop_prefix(s, "model.language_model.", "model.");
-    out->leaked |= drop_prefix(s, "language_model.model.", "model.");
-    out->leaked |= drop_prefix(s, "language_model.lm_head.", "lm_head.");
+    out->leaked |= drop_prefix(s, "module."); // DistributedDataParallel
+    if (!drop_prefix(s, "base_model.model."))
+        drop_prefix(s, "base_model.");
+    out->leaked |= drop_prefix(s, "base_model.model."); // wrapped twice
+    // "model.language_model." stays: patterns of the configuration were made for it; bind maps it.
 }
 
 /* What follows ".lora_X": "", ".weight", ".NAME", ".NAME.weight" → the piece after the adapter's

@@ -200,6 +200,10 @@ static int bind_one(struct binder *k, const struct adapter_module *m)
 {
     const struct model_module *t;
     int rc = find_target(k, m, &t);
+    if (!rc && strstr(m->name, "language_model.") && !k->warned_prefix) {
+        k->warned_prefix = true;
+        rc = bind_warn(k, "trained within a multimodal model: language_model is taken off names");
+    }
     if (rc)
         return rc;
     if (bind_find(k->b, t))

@@ -111,6 +111,9 @@ static int check_backward(struct binder *k, struct peft_matcher *matcher)
             continue;
         int rc = peft_matcher_targets(matcher, part->target->name, is_linear(part->target),
                                       &targeted, k->err);
+        if (!rc && !targeted) // entries may be in full, with the name that the trainer's model had
+            rc = peft_matcher_targets(matcher, part->module->name, is_linear(part->target),
+                                      &targeted, k->err);
         if (rc)
             return rc;
         if (targeted || part->target->place.site == SITE_ROUTER ||

@@ -15,7 +15,7 @@ struct binder {
     const struct model_config *config;
     const struct model_module *embed, *head;
     size_t cap; // of b->parts
-    bool warned_fan_in;
+    bool warned_fan_in, warned_prefix;
     struct err *err; // never NULL
 };
 

@@ -308,8 +308,8 @@ TEST(leaked_prefixes_and_adapter_names_are_taken_off)
          "base_model.model.model.layers.0._fsdp_wrapped_module.q_proj.lora_B.weight",
          LAYER(0, "q_proj"), 1},
         {"base_model.model.model.language_model.layers.0.q_proj.lora_A.weight",
-         "base_model.model.model.language_model.layers.0.q_proj.lora_B.weight", LAYER(0, "q_proj"),
-         1},
+         "base_model.model.model.language_model.layers.0.q_proj.lora_B.weight",
+         "model.language_model.layers.0.q_proj", 0},
         {"model.layers.0.q_proj.lora_A.weight", "model.layers.0.q_proj.lora_B.weight",
          LAYER(0, "q_proj"), 0},
     };
@@ -586,4 +586,41 @@ TEST(every_failed_allocation_is_an_error_and_no_leak)
     static const struct make_tensor experts[] = {
         PAIR(0, "w1", 8, 6), PAIR(0, "w3", 8, 6), {NULL, 0, 0, 0}};
     sweep(make_adapter("{\"target_modules\":[\"w1\",\"w3\"]}", experts));
+}
+
+/* Every failing call while an adapter is written leaves either nothing under the final names or the
+ * whole thing, and never a temporary file. */
+TEST(failed_writes_leave_no_half_file)
+{
+    struct adapter *a;
+    struct err err = {0};
+    CHECK_OK(peft_read(&a, make_adapter(NULL, NULL), NULL, &err), err);
+    for (uint64_t n = 1; n < 1000; n++) {
+        char out[4300];
+        char **names;
+        size_t n_names;
+        snprintf(out, sizeof out, "%s/fault%u", test_tmp(), (unsigned)n);
+        CHECK_OK(file_make_folders(out, &err), err);
+        sys_fault(SYS_FAULT_FAIL, SYS_FAULT_ALL, n);
+        int rc = peft_write(a, out, &err);
+        bool hit = sys_fault_hit();
+        sys_fault(SYS_FAULT_OFF, 0, 0);
+        CHECK_OK(file_list(out, &names, &n_names, &err), err);
+        for (size_t i = 0; i < n_names; i++)
+            EXPECT_MSG(strcmp(names[i], "adapter_config.json") == 0 ||
+                           strcmp(names[i], "adapter_model.safetensors") == 0,
+                       "call %u leaves %s", (unsigned)n, names[i]);
+        if (n_names == 2) { // then it is whole
+            struct adapter *b;
+            CHECK_OK(peft_read(&b, out, NULL, &err), err);
+            adapter_free(b);
+        }
+        file_free_names(names, n_names);
+        if (!hit) {
+            EXPECT(rc == 0 && n_names == 2);
+            break;
+        }
+        EXPECT_MSG(rc != 0 || n_names == 2, "call %u: no error, %zu files", (unsigned)n, n_names);
+    }
+    adapter_free(a);
 }

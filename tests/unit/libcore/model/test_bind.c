@@ -266,6 +266,28 @@ TEST(target_entry_that_means_nothing_warns)
     close_base(&b);
 }
 
+/* Patterns see the names of the model that was trained; the base here is its language half. */
+TEST(adapter_of_a_multimodal_model_binds)
+{
+#define M(i, rest) "base_model.model.model.language_model.layers." #i "." rest
+    struct base b = {0};
+    struct adapter *a = NULL;
+    struct bound_adapter *bound =
+        bind_made("{}",
+                  "{\"target_modules\":\".*language_model.*q_proj\","
+                  "\"alpha_pattern\":{\"^model.language_model.layers.1.self_attn.q_proj\":2}}",
+                  ROW(PAIR(M(0, "self_attn.q_proj"), 8, 8), PAIR(M(1, "self_attn.q_proj"), 8, 8)),
+                  0, NULL, &b, &a);
+    CHECK(bound && bound->n_parts == 2);
+    EXPECT_STR(bound->parts[1].target->name, "model.layers.1.self_attn.q_proj");
+    EXPECT_NEAR(bound->parts[0].module->scale, 2, 0);
+    EXPECT_NEAR(bound->parts[1].module->scale, 0.5, 0);
+    EXPECT_INT(json_array_size(bound->warnings), 1);
+    bound_free(bound);
+    adapter_free(a);
+    close_base(&b);
+}
+
 TEST(fan_in_fan_out_on_a_linear_base_is_turned_off)
 {
     struct base b = {0};
