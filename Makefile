@@ -53,7 +53,8 @@ STORE := \
     index index_query index_vfs lease lock manifest manifest_adapter names object publish refs schema source store)
 CMD := \
   $(addprefix cmd/,main cmd model_ref options options_sources options_value help help_man progress table) \
-  $(addprefix cmd/cmd_,import serve list run tag rm gc fsck prompt tokenize env completion version help) \
+  $(addprefix cmd/,inspect_info inspect_map inspect_print report) \
+  $(addprefix cmd/cmd_,import inspect serve list run tag rm gc fsck export prompt tokenize env completion version help) \
   $(addprefix cmd/,base_ref run_logits run_prompt) \
   $(addprefix cmd/serve/,answer api api_admin api_chat_render api_openai api_sglang api_vllm auth check \
     fields format format_openai format_sglang generation http http_exchange metrics metrics_render \
