@@ -52,10 +52,16 @@ void adapter_load_set_traits(struct adapter_entry *e, const struct adapter_trait
 // ---- room in host memory
 // -------------------------------------------------------------------------
 
-/* An image may go unless the device still waits for it. */
-static bool host_evictable(const struct adapter_entry *e)
+/* An image may go unless the device still waits for it on behalf of a request. For a request that
+ * has waited too long even then: otherwise images that wait for room on the device and requests
+ * that wait for room in host memory could wait for each other. */
+static bool host_evictable(const struct adapter_entry *e, bool for_urgent)
 {
-    return e->host == HOST_READY && (e->device == DEVICE_READY || !e->in_wanted);
+    if (e->host != HOST_READY)
+        return false;
+    if (e->device == DEVICE_READY)
+        return true;
+    return e->device == DEVICE_NONE && (e->n_waiting == 0 || (for_urgent && !e->urgent));
 }
 
 void adapter_load_drop_host(struct adapter_entry *e)
@@ -73,15 +79,15 @@ void adapter_load_drop_host(struct adapter_entry *e)
     p->n_host--;
     e->host_bytes = 0;
     e->host = HOST_NONE;
-    pthread_cond_broadcast(&p->host_room);
+    p->n_host_gains++;
 }
 
-static bool evict_host(struct adapter_pool *p)
+static bool evict_host(struct adapter_pool *p, bool for_urgent)
 {
     struct adapter_entry *worst = NULL;
     for (uint32_t i = 0; i < POOL_BUCKETS; i++) {
         for (struct adapter_entry *e = p->buckets[i]; e; e = e->next_in_bucket) {
-            if (host_evictable(e) &&
+            if (host_evictable(e, for_urgent) &&
                 (!worst || adapter_entry_worth(e, false) < adapter_entry_worth(worst, false)))
                 worst = e;
         }
@@ -101,35 +107,33 @@ static bool host_fits(const struct adapter_pool *p, uint64_t n_bytes)
     return (max == 0 || p->n_host < max) && p->host_bytes + n_bytes <= p->opt.host_bytes;
 }
 
-/* Waits until the image may be held and counts it. ERR_CANCELLED: nobody wants it any more. */
-static int reserve_host(struct adapter_entry *e, uint64_t n_bytes, struct err *err)
+/* Counts the image of e as held, at the cost of others. With the mutex. */
+static bool reserve_host(struct adapter_entry *e, uint64_t n_bytes)
 {
     struct adapter_pool *p = e->pool;
-    int rc = 0;
-    pthread_mutex_lock(&p->mutex);
     while (!host_fits(p, n_bytes)) {
-        if (p->stopped || !e->in_wanted) {
-            rc = err_set(err, ERR_CANCELLED, "adapter %.12s: nobody waits for it", e->content_id);
-            break;
-        }
-        if (!evict_host(p))
-            pthread_cond_wait(&p->host_room, &p->mutex);
+        if (!evict_host(p, e->urgent))
+            return false;
     }
-    if (rc == 0) {
-        p->host_bytes += n_bytes;
-        p->n_host++;
-    }
-    pthread_mutex_unlock(&p->mutex);
-    return rc;
+    p->host_bytes += n_bytes;
+    p->n_host++;
+    e->host_bytes = n_bytes;
+    return true;
 }
 
-static void unreserve_host(struct adapter_pool *p, uint64_t n_bytes)
+static void unreserve_host(struct adapter_entry *e)
 {
-    pthread_mutex_lock(&p->mutex);
-    p->host_bytes -= n_bytes;
-    p->n_host--;
-    pthread_cond_broadcast(&p->host_room);
-    pthread_mutex_unlock(&p->mutex);
+    if (e->host_bytes == 0)
+        return;
+    e->pool->host_bytes -= e->host_bytes;
+    e->pool->n_host--;
+    e->host_bytes = 0;
+}
+
+static uint64_t host_need(const struct adapter_traits *t)
+{
+    uint64_t n = t->image_bytes + (t->kinds & ADAPTER_FULL ? t->replacement_bytes : 0);
+    return n ? n : 1; // 0 means: nothing is reserved
 }
 
 // ---- disk to host
@@ -138,30 +142,51 @@ static void unreserve_host(struct adapter_pool *p, uint64_t n_bytes)
 struct loaded {
     struct adapter_traits traits;
     void *image;
-    uint64_t host_bytes; // reserved
     uint32_t *chunks;
     struct adapter *adapter;
     struct bound_adapter *bound;
 };
 
-/* Reserves, then allocates the image and the list of chunks for it. */
+/* Makes sure that what is reserved is what it takes. ERR_BUSY: the size was not known when the load
+ * began, and there is no room for it now; the worker begins again when there is. */
+static int check_reserved(struct adapter_entry *e, const struct loaded *l, struct err *err)
+{
+    int rc = 0;
+    pthread_mutex_lock(&e->pool->mutex);
+    uint64_t n_bytes = host_need(&l->traits);
+    if (e->host_bytes != n_bytes) {
+        unreserve_host(e);
+        adapter_load_set_traits(e, &l->traits);
+        if (!reserve_host(e, n_bytes))
+            rc = err_set(err, ERR_BUSY, "adapter %.12s: no room in host memory now", e->content_id);
+    }
+    pthread_mutex_unlock(&e->pool->mutex);
+    return rc;
+}
+
+/* The image and the list of chunks for it. */
 static int allocate_image(struct adapter_entry *e, struct loaded *l, struct err *err)
 {
-    struct adapter_pool *p = e->pool;
     uint64_t size = l->traits.image_bytes;
     uint64_t n_chunks = (size + BACKEND_CHUNK_BYTES - 1) / BACKEND_CHUNK_BYTES;
-    uint64_t n_bytes = size + (l->adapter ? l->traits.replacement_bytes : 0);
-    int rc = reserve_host(e, n_bytes, err);
+    int rc = check_reserved(e, l, err);
     if (rc)
         return rc;
-    l->host_bytes = n_bytes;
-    l->image = p->opt.be->ops->host_alloc(p->opt.be, size ? size : 1);
+    l->image = e->pool->opt.be->ops->host_alloc(e->pool->opt.be, size ? size : 1);
     l->chunks = sys_calloc(n_chunks ? n_chunks : 1, sizeof *l->chunks);
     if (l->image && l->chunks)
         return 0;
-    unreserve_host(p, n_bytes);
     return err_set(err, ERR_NO_MEMORY, "adapter %.12s: no host memory for %llu bytes",
                    e->content_id, (unsigned long long)size);
+}
+
+static void drop_image(struct adapter_pool *p, struct loaded *l)
+{
+    if (l->image)
+        p->opt.be->ops->host_free(p->opt.be, l->image);
+    sys_free(l->chunks);
+    l->image = NULL;
+    l->chunks = NULL;
 }
 
 /* The back end's image as the store kept it. ERR_NOT_FOUND and the like: make a new one. */
@@ -180,19 +205,12 @@ static int read_pack(struct adapter_entry *e, struct loaded *l, struct err *err)
     if (!usable)
         return err_set(err, ERR_NOT_FOUND, "its kinds are not known");
     int rc = s->ops->pack_size(s, e->content_id, p->pack_key, &l->traits.image_bytes, err);
+    l->traits.sized = rc == 0;
     if (rc == 0)
         rc = allocate_image(e, l, err);
     if (rc)
         return rc;
-    l->traits.sized = true;
-    rc = s->ops->pack_read(s, e->content_id, p->pack_key, l->image, l->traits.image_bytes, err);
-    if (rc == 0)
-        return 0;
-    unreserve_host(p, l->host_bytes);
-    p->opt.be->ops->host_free(p->opt.be, l->image);
-    sys_free(l->chunks);
-    l->image = l->chunks = NULL;
-    return rc;
+    return s->ops->pack_read(s, e->content_id, p->pack_key, l->image, l->traits.image_bytes, err);
 }
 
 static int read_and_bind(struct adapter_entry *e, struct loaded *l, struct err *err)
@@ -226,10 +244,8 @@ static int make_image(struct adapter_entry *e, struct loaded *l, struct err *err
         return rc;
     rc = p->opt.be->ops->adapter_pack(p->opt.be, p->opt.model, l->bound, l->image,
                                       l->traits.image_bytes, err);
-    if (rc) {
-        unreserve_host(p, l->host_bytes);
+    if (rc)
         return rc;
-    }
     struct err ignored = {0};
     if (p->pack_key[0] && s->ops->pack_write &&
         s->ops->pack_write(s, e->content_id, p->pack_key, l->image, l->traits.image_bytes,
@@ -247,11 +263,10 @@ static void publish(struct adapter_entry *e, struct loaded *l, uint64_t took_ns)
     e->image = l->image;
     sys_free(e->chunks);
     e->chunks = l->chunks;
-    e->host_bytes = l->host_bytes;
     e->host_tick = e->host_placed_tick = ++p->tick;
     e->load_ns = took_ns;
     p->loads_done[0]++;
-    p->load_bytes[0] += l->host_bytes;
+    p->load_bytes[0] += e->host_bytes;
     p->load_ns[0] += took_ns;
     if (l->traits.kinds & ADAPTER_FULL) { // the upload reads its replacements
         e->adapter = l->adapter;
@@ -261,6 +276,22 @@ static void publish(struct adapter_entry *e, struct loaded *l, uint64_t took_ns)
     }
 }
 
+static int load(struct adapter_entry *e, struct loaded *l, struct err *err)
+{
+    pthread_mutex_lock(&e->pool->mutex);
+    bool stopped = e->pool->stopped;
+    pthread_mutex_unlock(&e->pool->mutex);
+    if (stopped)
+        return err_set(err, ERR_BUSY, "the engine stops");
+    int rc = read_pack(e, l, err);
+    if (rc == 0 || rc == ERR_BUSY)
+        return rc;
+    drop_image(e->pool, l);
+    err_clear(err);
+    l->traits = (struct adapter_traits){0};
+    return make_image(e, l, err);
+}
+
 static void load_job(void *arg)
 {
     struct adapter_entry *e = arg;
@@ -268,41 +299,43 @@ static void load_job(void *arg)
     struct loaded l = {0};
     struct err err = {0};
     uint64_t begin = thread_now_ns();
-    pthread_mutex_lock(&p->mutex);
-    bool stopped = p->stopped;
-    pthread_mutex_unlock(&p->mutex);
-    int rc = stopped ? ERR_CANCELLED : read_pack(e, &l, &err);
-    if (rc && rc != ERR_CANCELLED) {
-        err_clear(&err);
-        l = (struct loaded){0};
-        rc = make_image(e, &l, &err);
-    }
+    int rc = load(e, &l, &err);
+    if (rc)
+        drop_image(p, &l);
     pthread_mutex_lock(&p->mutex);
     if (rc == 0) {
         publish(e, &l, thread_now_ns() - begin);
     } else {
+        unreserve_host(e);
         e->host = HOST_NONE;
-        if (rc != ERR_CANCELLED) {
+        if (rc != ERR_BUSY) {
             e->load_error = err;
             p->load_failures++;
         }
     }
     pthread_mutex_unlock(&p->mutex);
-    if (rc) {
-        if (l.image)
-            p->opt.be->ops->host_free(p->opt.be, l.image);
-        sys_free(l.chunks);
-    }
     bound_free(l.bound);
     adapter_free(l.adapter);
     p->opt.wake(p->opt.user);
 }
 
-void adapter_load_start(struct adapter_entry *e)
+bool adapter_load_start(struct adapter_entry *e)
 {
-    // a full queue is no failure: the worker asks again
-    if (!e->pool->stopped && job_queue_add(e->pool->loads, load_job, e, NULL) == 0)
+    struct adapter_pool *p = e->pool;
+    if (p->stopped)
+        return true;
+    if (e->sized) {
+        struct adapter_traits t = {.kinds = e->kinds,
+                                   .image_bytes = e->image_bytes,
+                                   .replacement_bytes = e->replacement_bytes};
+        if (!reserve_host(e, host_need(&t)))
+            return false;
+    }
+    if (job_queue_add(p->loads, load_job, e, NULL) == 0)
         e->host = HOST_LOADING;
+    else
+        unreserve_host(e); // a full queue is no failure: the worker asks again
+    return true;
 }
 
 // ---- host to device

@@ -214,6 +214,7 @@ static void arrived(struct adapter_entry *e)
     p->loads_done[1]++;
     p->load_bytes[1] += e->device_bytes;
     p->load_ns[1] += e->upload_ns;
+    p->n_host_gains++;
     adapter_entry_update_wanted(e);
     if (p->host_bytes > p->opt.host_bytes) // it was let in although it is larger than the cache
         adapter_load_drop_host(e);
@@ -253,8 +254,8 @@ static void service(struct adapter_entry *e, struct room *room, bool *blocked)
     } else if (e->device != DEVICE_NONE) {
         poll_upload(e);
     } else if (e->host == HOST_NONE) {
-        if (!e->failed)
-            adapter_load_start(e);
+        if (!e->failed && (!p->host_full || e->urgent))
+            p->host_full |= !adapter_load_start(e);
     } else if (e->host == HOST_READY) {
         if (adapter_entry_device_need(e) > p->opt.device_bytes) {
             err_set(&e->load_error, ERR_LIMIT,
@@ -274,9 +275,7 @@ static void service(struct adapter_entry *e, struct room *room, bool *blocked)
 bool adapter_place_service(struct adapter_pool *p)
 {
     bool blocked = false, failed = false;
-    p->polling = false;
-    if (!p->wanted)
-        return false;
+    p->polling = p->host_full = false;
     struct room room = room_with(p, evictable);
     for (uint32_t i = 0; i < p->n_urgent; i++) {
         if (p->urgent[i]->in_wanted)

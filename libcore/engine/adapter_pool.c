@@ -36,12 +36,11 @@ int adapter_pool_open(struct adapter_pool **out, const struct adapter_pool_optio
         return err_set(err, ERR_NO_MEMORY, "adapter pool: no memory");
     p->opt = *opt;
     pthread_mutex_init(&p->mutex, NULL);
-    pthread_cond_init(&p->host_room, NULL);
     int rc = 0;
     p->slots = sys_calloc(opt->max_slots, sizeof *p->slots);
     if (!p->slots)
         rc = err_set(err, ERR_NO_MEMORY, "adapter pool: no memory for %u slots", opt->max_slots);
-    // a load may block for host room, so uploads, which make that room, have a thread of their own
+    // uploads have a thread of their own, so that none waits behind a slow disk
     if (rc == 0)
         rc = job_queue_open(&p->loads, opt->n_loader_threads ? opt->n_loader_threads : 2,
                             LIMIT_QUEUED_REQUESTS, "adapter-load", err);
@@ -60,7 +59,6 @@ void adapter_pool_stop(struct adapter_pool *p)
 {
     pthread_mutex_lock(&p->mutex);
     p->stopped = true;
-    pthread_cond_broadcast(&p->host_room);
     pthread_mutex_unlock(&p->mutex);
 }
 
@@ -86,7 +84,6 @@ void adapter_pool_free(struct adapter_pool *p)
             entry_free(e);
         }
     }
-    pthread_cond_destroy(&p->host_room);
     pthread_mutex_destroy(&p->mutex);
     sys_free(p->slots);
     sys_free(p);
@@ -190,7 +187,6 @@ void adapter_entry_update_wanted(struct adapter_entry *e)
     }
     *(e->prev_wanted ? &e->prev_wanted->next_wanted : &p->wanted) = e->next_wanted;
     *(e->next_wanted ? &e->next_wanted->prev_wanted : &p->wanted_last) = e->prev_wanted;
-    pthread_cond_broadcast(&p->host_room); // its image may go now
 }
 
 uint64_t adapter_entry_device_need(const struct adapter_entry *e)
@@ -243,6 +239,14 @@ static void count_use(struct adapter_entry *e)
         e->pool->misses++;
 }
 
+/* Begins the load at once, unless others wait for host memory already. */
+static void start_load(struct adapter_entry *e)
+{
+    if (e->host == HOST_NONE && e->device == DEVICE_NONE && e->load_error.code == 0 &&
+        !e->pool->host_full && !adapter_load_start(e))
+        e->pool->host_full = true;
+}
+
 int adapter_pool_want(struct adapter_pool *p, const char *content_id, struct adapter_entry **out,
                       struct err *err)
 {
@@ -259,8 +263,7 @@ int adapter_pool_want(struct adapter_pool *p, const char *content_id, struct ada
         e->n_waiting++;
         count_use(e);
         adapter_entry_update_wanted(e);
-        if (e->host == HOST_NONE && e->device == DEVICE_NONE && e->load_error.code == 0)
-            adapter_load_start(e);
+        start_load(e);
         *out = e;
     }
     pthread_mutex_unlock(&p->mutex);
@@ -383,8 +386,7 @@ int adapter_pool_prefetch(struct adapter_pool *p, const char *content_id, bool p
         e->pinned |= pin;
         e->prefetch = e->device == DEVICE_NONE;
         adapter_entry_update_wanted(e);
-        if (e->host == HOST_NONE && e->device == DEVICE_NONE && e->load_error.code == 0)
-            adapter_load_start(e);
+        start_load(e);
     }
     pthread_mutex_unlock(&p->mutex);
     p->opt.wake(p->opt.user);
@@ -586,9 +588,14 @@ bool adapter_pool_service(struct adapter_pool *p, uint64_t completed_step)
 {
     pthread_mutex_lock(&p->mutex);
     p->completed_step = completed_step;
-    bool failed = adapter_place_service(p);
-    if (p->n_forgotten)
-        sweep_forgotten(p);
+    bool failed = false;
+    uint64_t n_gains;
+    do { // again when what was done late made host room for what stands early in the list
+        n_gains = p->n_host_gains;
+        failed |= adapter_place_service(p);
+        if (p->n_forgotten)
+            sweep_forgotten(p);
+    } while (p->host_full && p->n_host_gains != n_gains);
     pthread_mutex_unlock(&p->mutex);
     return failed;
 }

@@ -73,7 +73,6 @@ struct adapter_pool {
     struct adapter_pool_options opt;
     char pack_key[256]; // "" : packs are not kept
     pthread_mutex_t mutex;
-    pthread_cond_t host_room;
     struct job_queue *loads, *uploads;
     struct adapter_entry *buckets[POOL_BUCKETS];
     struct adapter_entry *wanted, *wanted_last; // wanted, not ready on the device; oldest first
@@ -86,6 +85,8 @@ struct adapter_pool {
     uint32_t n_urgent;
     uint64_t completed_step; // worker
     bool stopped, polling;
+    uint64_t n_host_gains; // counts up when an image goes or may go
+    bool host_full; // somebody waits for room in host memory: loads begin in turn, by the worker
     uint64_t loads_done[2], load_bytes[2], load_ns[2], load_failures, hits, misses, evictions[2];
 };
 
@@ -110,7 +111,8 @@ struct adapter_traits {
 int adapter_load_describe(struct adapter_pool *p, const struct bound_adapter *b,
                           struct adapter_traits *out, struct err *err);
 void adapter_load_set_traits(struct adapter_entry *e, const struct adapter_traits *t); // mutex
-void adapter_load_start(struct adapter_entry *e);     // with the mutex; host must be HOST_NONE
+/* With the mutex; host must be HOST_NONE. False: host memory has no room for it now. */
+bool adapter_load_start(struct adapter_entry *e);
 bool adapter_upload_start(struct adapter_entry *e);   // with the mutex; slot and chunks are set
 void adapter_load_drop_host(struct adapter_entry *e); // with the mutex; frees the image
 

@@ -237,8 +237,9 @@ static enum verdict try_admit(struct scheduler *s, struct sequence *seq)
 static enum verdict admit_from(struct scheduler *s, struct fair_client *client)
 {
     struct sequence *next;
+    bool alone = s->n_running == 0 && !s->in_flight; // then somebody must be found
     uint32_t n = 0;
-    for (struct sequence *seq = client->first; seq && n < LOOK_AHEAD; seq = next, n++) {
+    for (struct sequence *seq = client->first; seq && (alone || n < LOOK_AHEAD); seq = next, n++) {
         next = seq->fair.next;
         enum verdict v = try_admit(s, seq);
         if (v != NOT_YET)

@@ -284,10 +284,11 @@ static void take_inbox(struct engine *e)
 
 static void service_adapters(struct engine *e)
 {
-    if (!adapter_pool_service(e->adapters, e->n_completed))
-        return;
-    scheduler_each_waiting(e->scheduler, fail_waiting, e);
-    adapter_pool_clear_errors(e->adapters);
+    // again after failures: what the failed ones held may be what others wait for
+    while (adapter_pool_service(e->adapters, e->n_completed)) {
+        scheduler_each_waiting(e->scheduler, fail_waiting, e);
+        adapter_pool_clear_errors(e->adapters);
+    }
 }
 
 static void publish_stats(struct engine *e)
@@ -370,7 +371,8 @@ void *engine_worker_main(void *arg)
     while (!should_stop(e)) {
         take_inbox(e);
         service_adapters(e);
-        bool moved = submit_step(e);
+        uint64_t n_failed = e->counts.n_failed;
+        bool moved = submit_step(e) || e->counts.n_failed != n_failed;
         if (e->n_in_flight == BATCH_IN_FLIGHT || (!moved && e->n_in_flight)) {
             complete_step(e);
             moved = true;
