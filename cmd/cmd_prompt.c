@@ -36,11 +36,13 @@ static int read_context(json_t **out, const char *path, struct err *err)
 }
 
 /* The template writes the model's special tokens itself, so none are added. */
-static int encode(const char *folder, const struct strbuf *text, struct token_ids *ids,
-                  struct err *err)
+static int encode(const struct cmd_context *ctx, const char *folder, const struct strbuf *text,
+                  struct token_ids *ids, struct err *err)
 {
     struct tokenizer *t = NULL;
-    int rc = tokenizer_open(&t, folder, NULL, err);
+    char *cache = cmd_tokenizer_cache(ctx);
+    int rc = tokenizer_open(&t, folder, cache, err);
+    sys_free(cache);
     if (!rc)
         rc = tokenizer_encode(t, strbuf_text(text), text->len, 0, ids, err);
     tokenizer_free(t);
@@ -103,7 +105,7 @@ static int run(struct cmd_context *ctx, struct err *err)
     if (!rc)
         rc = render(folder, &text, err);
     if (!rc && tokens)
-        rc = encode(folder, &text, &ids, err);
+        rc = encode(ctx, folder, &text, &ids, err);
     if (!rc)
         print_result(ctx, &text, &ids);
     sys_free(folder);

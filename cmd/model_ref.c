@@ -151,7 +151,7 @@ char *cmd_tokenizer_cache(const struct cmd_context *ctx)
 {
     char *marker = file_join(ctx->store_path, "lora-store.json"), *cache = NULL;
     if (marker && file_exists(marker))
-        cache = file_join(ctx->store_path, "cache/tokenizers");
+        cache = file_join(ctx->store_path, "cache/tokenizer");
     sys_free(marker);
     return cache;
 }

@@ -30,7 +30,7 @@ void model_ref_release(struct model_ref *r);
  * sys_free. */
 int cmd_model_folder(struct cmd_context *ctx, const char *ref, char **folder, struct err *err);
 
-/* <store>/cache/tokenizers, for tokenizer_open, or NULL when there is no store (none is made for
+/* <store>/cache/tokenizer, for tokenizer_open, or NULL when there is no store (none is made for
  * it). To free with sys_free(). */
 char *cmd_tokenizer_cache(const struct cmd_context *ctx);
 

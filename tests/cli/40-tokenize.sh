@@ -72,7 +72,7 @@ mkdir -p "$LORA_STORE"
 echo '{"format": 1, "created": 0, "program": "lora"}' >"$LORA_STORE/lora-store.json"
 exits 0 "with a store" lora tokenize "$TMP/copy" "upper: a b"
 is "$OUT" "$ids" "the same ids"
-cached=$(ls "$LORA_STORE"/cache/tokenizers/tokenizer-* 2>/dev/null)
+cached=$(ls "$LORA_STORE"/cache/tokenizer/tokenizer-* 2>/dev/null)
 like "$cached" "tokenizer-[0-9a-f]{16}" "the vocabulary is kept in its cache"
 exits 0 "from the cache" lora tokenize "$TMP/copy" "upper: a b"
 is "$OUT" "$ids" "the same ids"
