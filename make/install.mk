@@ -74,7 +74,7 @@ $(B)/%.cuda.o: %.c
 
 demo: ## eight adapters answer the same words differently, from one batch
 	@make/deps.sh build
-	@+$(MAKE) --no-print-directory --silent $(PARALLEL) all
+	@+$(MAKE) --no-print-directory --silent $(PARALLEL) all $(B)/tests/lib/http_load
 	@examples/tinytalk/demo.sh
 
 deps: ## installs missing packages with apt, or says which are missing

@@ -89,7 +89,6 @@ int load_ask(const struct load_options *o)
         strbuf_release(&questions[i].answer);
         http_call_release(&questions[i].call);
     }
-    printf("\n");
     free(names);
     http_client_free(c);
     json_decref(expected);
