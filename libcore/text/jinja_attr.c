@@ -144,8 +144,10 @@ static int char_at(struct jinja_render *r, struct jinja_str *s, size_t idx, stru
     size_t begin = jinja_char_offset(s, idx);
     uint32_t cp;
     JINJA_TRY(jinja_steps(r, s->n_chars == s->len ? 0 : begin / 64));
-    return jinja_borrow_str(r, s->data + begin, jinja_decode(s->data + begin, s->len - begin, &cp),
-                            out);
+    size_t n = jinja_decode(s->data + begin, s->len - begin, &cp);
+    JINJA_TRY(jinja_borrow_str(r, s->data + begin, n, out));
+    out->s->markup = s->markup;
+    return 0;
 }
 
 /* MISSING when out of range, or when v has no numbered items. */
@@ -163,7 +165,7 @@ static int item_at(struct jinja_render *r, struct jinja_value v, int64_t idx,
         return 0;
     if (v.type == JINJA_STR)
         return char_at(r, v.s, (size_t)idx, out);
-    *out = v.type == JINJA_RANGE ? jinja_int(v.range->start + idx * v.range->step)
+    *out = v.type == JINJA_RANGE ? jinja_int(jinja_range_item(v.range, (uint64_t)idx))
                                  : v.list->items[idx];
     return 0;
 }
@@ -305,7 +307,10 @@ int jinja_slice(struct jinja_render *r, struct jinja_value v, const struct jinja
         return jinja_fail(r, "'%s' object is not subscriptable", jinja_type_name(v));
     JINJA_TRY(jinja_length(r, v, &n));
     JINJA_TRY(read_bounds(r, bounds, n, &b));
-    if (v.type == JINJA_STR)
-        return slice_text(r, v.s, &b, out);
+    if (v.type == JINJA_STR) {
+        JINJA_TRY(slice_text(r, v.s, &b, out));
+        out->s->markup = v.s->markup;
+        return 0;
+    }
     return v.type == JINJA_RANGE ? slice_range(r, v.range, &b, out) : slice_list(r, v, &b, out);
 }

@@ -69,6 +69,20 @@ int jinja_run_row(struct jinja_render *r, const struct jinja_row *row, struct ji
     return row->run(r, self, argv, args, out);
 }
 
+int jinja_run_method(struct jinja_render *r, const struct jinja_row *row, struct jinja_value self,
+                     const struct jinja_args *args, struct jinja_value *out)
+{
+    JINJA_TRY(jinja_run_row(r, row, self, args, out));
+    if (self.type != JINJA_STR || !self.s->markup)
+        return 0;
+    if (out->type == JINJA_STR)
+        return jinja_mark(r, *out, true, out);
+    bool list = out->type == JINJA_LIST || out->type == JINJA_TUPLE;
+    for (size_t i = 0; list && i < out->list->n; i++)
+        JINJA_TRY(jinja_mark(r, out->list->items[i], true, &out->list->items[i]));
+    return 0;
+}
+
 int jinja_arg_int(struct jinja_render *r, struct jinja_value v, const char *what, int64_t *out)
 {
     if (v.type == JINJA_MISSING)
@@ -122,7 +136,7 @@ static int call_value(struct jinja_render *r, struct jinja_value f, const struct
 {
     switch (f.type) {
     case JINJA_FUNC:
-        return jinja_run_row(r, f.func->row, f.func->self, args, out);
+        return jinja_run_method(r, f.func->row, f.func->self, args, out);
     case JINJA_MACRO:
         return jinja_call_macro(r, f.macro, args, out);
     case JINJA_LOOP:

@@ -16,16 +16,24 @@ int jinja_new_dict(struct jinja_render *r, enum jinja_type type, struct jinja_va
     return 0;
 }
 
-bool jinja_hashable(struct jinja_value v)
+/* Tuples inside one another beyond this are no keys. */
+enum { MAX_KEY_DEPTH = 64 };
+
+static bool hashable_to(struct jinja_value v, unsigned depth)
 {
     if (v.type == JINJA_TUPLE) {
-        for (size_t i = 0; i < v.list->n; i++)
-            if (!jinja_hashable(v.list->items[i]))
-                return false;
-        return true;
+        bool all = depth > 0;
+        for (size_t i = 0; all && i < v.list->n; i++)
+            all = hashable_to(v.list->items[i], depth - 1);
+        return all;
     }
     return v.type != JINJA_LIST && v.type != JINJA_DICT &&
            !(v.type == JINJA_VIEW && v.view->kind != JINJA_VALUES);
+}
+
+bool jinja_hashable(struct jinja_value v)
+{
+    return hashable_to(v, MAX_KEY_DEPTH);
 }
 
 static uint64_t mix(uint64_t h, uint64_t word)

@@ -89,6 +89,7 @@ static int eval_concat(struct jinja_render *r, struct jinja_env *env, const stru
     for (size_t i = 0; i < n->body.n; i++) {
         JINJA_TRY(jinja_eval(r, env, n->body.items[i], &v));
         JINJA_TRY(jinja_to_str(r, v, &v));
+        JINJA_TRY(jinja_mark(r, v, false, &v));
         JINJA_TRY(jinja_join2(r, text.s, v.s, &text));
     }
     *out = text;

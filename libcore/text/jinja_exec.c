@@ -58,12 +58,11 @@ int jinja_capture_end(struct jinja_render *r, struct strbuf *sb, struct strbuf *
 }
 
 static int capture(struct jinja_render *r, struct jinja_env *env, const struct jinja_body *body,
-                   struct jinja_value *out)
+                   enum jinja_flow *flow, struct jinja_value *out)
 {
     struct strbuf sb, *saved;
-    enum jinja_flow flow;
     JINJA_TRY(jinja_capture_begin(r, &sb, &saved));
-    int rc = jinja_exec(r, env, body, &flow);
+    int rc = jinja_exec(r, env, body, flow);
     return jinja_capture_end(r, &sb, saved, rc, out);
 }
 
@@ -120,13 +119,16 @@ static int apply_filters(struct jinja_render *r, struct jinja_env *env, const st
 }
 
 /* Block set and filter block: the body's text, through the filters if there are any. */
-static int captured_block(struct jinja_render *r, struct jinja_env *env, const struct jinja_node *n)
+static int captured_block(struct jinja_render *r, struct jinja_env *env, const struct jinja_node *n,
+                          enum jinja_flow *flow)
 {
     struct jinja_value text;
     struct jinja_env *inner = jinja_open_env(r, n->block->frame, env);
     if (!inner)
         return r->err->code;
-    JINJA_TRY(capture(r, inner, &n->body, &text));
+    JINJA_TRY(capture(r, inner, &n->body, flow, &text));
+    if (*flow != JINJA_NEXT) // break or continue out of the block: its text is lost
+        return 0;
     if (n->b)
         JINJA_TRY(apply_filters(r, inner, n->b, text, &text));
     r->line = n->line;
@@ -347,7 +349,8 @@ int jinja_call_macro(struct jinja_render *r, struct jinja_macro *m, const struct
     JINJA_TRY(bind_params(r, n, env, args, used));
     JINJA_TRY(bind_caller(r, n, env, args, used));
     JINJA_TRY(bind_rest(r, n, env, args, used));
-    return capture(r, env, &n->body, out);
+    enum jinja_flow flow;
+    return capture(r, env, &n->body, &flow, out);
 }
 
 static int call_block(struct jinja_render *r, struct jinja_env *env, const struct jinja_node *n)
@@ -390,7 +393,7 @@ static int statement(struct jinja_render *r, struct jinja_env *env, const struct
         return set(r, env, n);
     case NODE_SET_BLOCK:
     case NODE_FILTER_BLOCK:
-        return captured_block(r, env, n);
+        return captured_block(r, env, n, flow);
     case NODE_MACRO:
         return define_macro(r, env, n);
     case NODE_CALL_BLOCK:

@@ -14,7 +14,8 @@ static int by_method(struct jinja_render *r, const char *method, struct jinja_va
                      const struct jinja_args *args, struct jinja_value *out)
 {
     JINJA_TRY(jinja_to_str(r, self, &self));
-    return jinja_run_row(r, jinja_find_method(JINJA_STR, method, strlen(method)), self, args, out);
+    return jinja_run_method(r, jinja_find_method(JINJA_STR, method, strlen(method)), self, args,
+                            out);
 }
 
 FILTER(upper)
@@ -53,21 +54,31 @@ FILTER(center)
 FILTER(safe)
 {
     UNUSED_ARGS;
-    return jinja_to_str(r, self, out);
+    JINJA_TRY(jinja_to_str(r, self, &self));
+    return jinja_mark(r, self, true, out);
+}
+
+/* A list of dicts, as tools are. */
+static bool is_tool_list(struct jinja_value v)
+{
+    bool all = v.type == JINJA_LIST && v.list->n > 0;
+    for (size_t i = 0; all && i < v.list->n; i++)
+        all = v.list->items[i].type == JINJA_DICT;
+    return all;
 }
 
 /*
- * str(), but a list as JSON: the one place where this program leaves jinja2 (which writes Python's
- * repr) for the published expectation of a template that says `tools|string`
- * (MadeAgents/Hammer2.1). A dict, and a list that is printed or joined with ~, are written as
- * Python writes them.
+ * str(), but a list of dicts as JSON: the one place where this program leaves jinja2 (which writes
+ * Python's repr) for the published expectation of a template that says `tools|string`
+ * (MadeAgents/Hammer2.1). Every other value, and such a list when it is printed or joined with ~,
+ * is written as Python writes it.
  */
 FILTER(string)
 {
     const struct jinja_row *tojson = jinja_find_filter("tojson", 6);
     const struct jinja_args none = {0};
     UNUSED_ARGS;
-    if (self.type == JINJA_LIST)
+    if (is_tool_list(self))
         return jinja_run_row(r, tojson, self, &none, out);
     return jinja_to_str(r, self, out);
 }
@@ -76,6 +87,8 @@ FILTER(replace)
 {
     struct jinja_value v[3] = {argv[0], argv[1], argv[2]};
     (void)args;
+    JINJA_TRY(jinja_to_str(r, self, &self));
+    JINJA_TRY(jinja_mark(r, self, false, &self));
     JINJA_TRY(jinja_to_str(r, v[0], &v[0]));
     JINJA_TRY(jinja_to_str(r, v[1], &v[1]));
     bool counted = v[2].type != JINJA_MISSING && v[2].type != JINJA_NONE;
@@ -105,27 +118,16 @@ FILTER(format)
 /* ---- built here ---- */
 FILTER(escape)
 {
-    struct strbuf sb;
+    UNUSED_ARGS;
+    return jinja_escape(r, self, out);
+}
+
+FILTER(forceescape)
+{
     UNUSED_ARGS;
     JINJA_TRY(jinja_to_str(r, self, &self));
-    strbuf_init(&sb);
-    sb.max = LIMIT_TEMPLATE_OUTPUT_BYTES;
-    for (size_t i = 0; i < self.s->len; i++) {
-        char c = self.s->data[i];
-        if (c == '&')
-            strbuf_adds(&sb, "&amp;");
-        else if (c == '<')
-            strbuf_adds(&sb, "&lt;");
-        else if (c == '>')
-            strbuf_adds(&sb, "&gt;");
-        else if (c == '\'')
-            strbuf_adds(&sb, "&#39;");
-        else if (c == '"')
-            strbuf_adds(&sb, "&#34;");
-        else
-            strbuf_addc(&sb, c);
-    }
-    return jinja_take_strbuf(r, &sb, out);
+    JINJA_TRY(jinja_mark(r, self, false, &self));
+    return jinja_escape(r, self, out);
 }
 
 static bool title_gap(uint32_t cp)
@@ -239,7 +241,9 @@ FILTER(indent)
     // jinja2 adds a newline before it splits, so that a last empty line stays
     JINJA_TRY(jinja_borrow_str(r, "\n", 1, &newline));
     JINJA_TRY(jinja_join2(r, self.s, newline.s, &text));
-    return indent_text(r, text.s, by.s, jinja_truth(argv[1]), jinja_truth(argv[2]), out);
+    JINJA_TRY(indent_text(r, text.s, by.s, jinja_truth(argv[1]), jinja_truth(argv[2]), out));
+    out->s->markup = self.s->markup;
+    return 0;
 }
 
 FILTER(truncate)
@@ -267,7 +271,8 @@ FILTER(truncate)
         cut = space ? (size_t)(space - self.s->data) : cut;
     }
     JINJA_TRY(jinja_borrow_str(r, self.s->data, cut, &head));
-    return jinja_join2(r, head.s, end, out);
+    head.s->markup = self.s->markup;
+    return jinja_binary(r, JINJA_ADD, head, jinja_of_str(end), out);
 }
 
 static void add_quoted(struct strbuf *sb, const struct jinja_str *s, bool query)
@@ -342,7 +347,7 @@ const struct jinja_row jinja_filters_text[] = {
     {"format", format, "*", 0},
     {"escape", escape, "", 0},
     {"e", escape, "", 0},
-    {"forceescape", escape, "", 0},
+    {"forceescape", forceescape, "", 0},
     {"wordcount", wordcount, "", 0},
     {"indent", indent, "width,first,blank", 0},
     {"truncate", truncate, "length,killwords,end,leeway", 0},

@@ -1,5 +1,4 @@
 /* printf-style formatting (`"%s" % x`, the filter format) and the digits that both styles share. */
-#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,26 +67,33 @@ static int add_integer(struct strbuf *sb, const struct jinja_number_style *st, i
     return 0;
 }
 
-/* str.format without a type: like g, with a point always, or repr where no precision is given. */
+/* str.format without a type: like g with a point always, or repr where no precision is given. */
 static void add_general(struct strbuf *sb, double f, int precision)
 {
-    char buf[32], *text;
     if (precision < 0) {
         jinja_add_float(sb, f);
         return;
     }
     precision = precision ? precision : 1;
-    snprintf(buf, sizeof buf, "%.*e", precision > 17 ? 17 : precision - 1, f);
-    text = strchr(buf, 'e');
-    int exponent = text ? atoi(text + 1) : 0;
     size_t start = sb->len;
-    if (exponent < -4 || exponent >= precision - 1) {
-        strbuf_addf(sb, "%.*e", precision - 1, f);
+    strbuf_addf(sb, "%.*e", precision - 1, f);
+    if (sb->failed)
+        return;
+    const char *e = strchr(sb->data + start, 'e');
+    int exponent = atoi(e + 1);
+    if (exponent >= -4 && exponent < precision - 1) {
+        strbuf_truncate(sb, start);
+        strbuf_addf(sb, "%.*g", precision, f);
+        if (!sb->failed && !strchr(sb->data + start, '.'))
+            strbuf_adds(sb, ".0");
         return;
     }
-    strbuf_addf(sb, "%.*g", precision, f);
-    if (!sb->failed && !strpbrk(sb->data + start, ".en"))
-        strbuf_adds(sb, ".0");
+    size_t n = (size_t)(e - sb->data), end = n;
+    while (precision > 1 && (sb->data[n - 1] == '0' || sb->data[n - 1] == '.') && n > start + 1)
+        if (sb->data[--n] == '.')
+            break;
+    memmove(sb->data + n, sb->data + end, sb->len - end);
+    strbuf_truncate(sb, sb->len - (end - n));
 }
 
 static void add_float_digits(struct strbuf *sb, const struct jinja_number_style *st, double f)
@@ -139,6 +145,7 @@ struct percent {
     struct jinja_value args;
     size_t next; // of a tuple; 1 when a single argument was taken
     bool mapping;
+    bool markup; // texts are escaped
 };
 
 struct spec {
@@ -179,7 +186,8 @@ static int read_count(struct percent *p, const char *s, size_t len, size_t *i, i
                 *out = *out * 10 + (s[*i] - '0');
     }
     if (*out > LIMIT_TEMPLATE_OUTPUT_BYTES || *out < -LIMIT_TEMPLATE_OUTPUT_BYTES)
-        return jinja_fail_code(p->r, ERR_LIMIT, "a format width of %" PRId64, *out);
+        return jinja_fail_code(p->r, ERR_LIMIT, "a format width or precision of more than %d",
+                               LIMIT_TEMPLATE_OUTPUT_BYTES);
     return 0;
 }
 
@@ -200,6 +208,7 @@ static int read_key(struct percent *p, const char *s, size_t len, size_t *i,
     if (p->args.type != JINJA_DICT)
         return jinja_fail(p->r, "format requires a mapping");
     *i = end + 1;
+    p->next = 1; // the dict is used up as an argument of its own
     JINJA_TRY(jinja_dict_get_text(p->r, p->args.dict, s + begin, end - begin, out));
     if (out->type == JINJA_MISSING)
         return jinja_fail(p->r, "KeyError: '%.*s'", (int)(end - begin), s + begin);
@@ -284,6 +293,22 @@ static int text_of(struct percent *p, const struct spec *spec, struct jinja_valu
     return rc;
 }
 
+/* In a marked format: escaped, but for what is marked itself. */
+static int escaped_text_of(struct percent *p, const struct spec *spec, struct jinja_value v,
+                           struct strbuf *out)
+{
+    struct strbuf raw;
+    strbuf_init(&raw);
+    raw.max = LIMIT_TEMPLATE_OUTPUT_BYTES;
+    int rc = text_of(p, spec, v, &raw);
+    if (!rc && spec->conversion == 's' && v.type == JINJA_STR && v.s->markup)
+        strbuf_add(out, strbuf_text(&raw), raw.len);
+    else if (!rc)
+        jinja_add_escaped(out, strbuf_text(&raw), raw.len);
+    strbuf_release(&raw);
+    return rc;
+}
+
 static int char_of(struct percent *p, struct jinja_value v, struct strbuf *out)
 {
     if (v.type == JINJA_STR && jinja_n_chars(v.s) == 1) {
@@ -332,7 +357,9 @@ static int convert(struct percent *p, const struct spec *spec, struct jinja_valu
 {
     size_t prefix = 0, len;
     bool number = strchr("diuoxXeEfFgG", spec->conversion) != NULL;
-    if (strchr("sra", spec->conversion))
+    if (strchr("sra", spec->conversion) && p->markup)
+        JINJA_TRY(escaped_text_of(p, spec, v, text));
+    else if (strchr("sra", spec->conversion))
         JINJA_TRY(text_of(p, spec, v, text));
     else if (spec->conversion == 'c')
         JINJA_TRY(char_of(p, v, text));
@@ -389,13 +416,17 @@ int jinja_percent(struct jinja_render *r, struct jinja_value format, struct jinj
                   struct jinja_value *out)
 {
     struct strbuf sb;
-    struct percent p = {.r = r, .sb = &sb, .args = args, .mapping = is_mapping(args)};
+    struct percent p = {
+        .r = r, .sb = &sb, .args = args, .mapping = is_mapping(args), .markup = format.s->markup};
     strbuf_init(&sb);
     sb.max = LIMIT_TEMPLATE_OUTPUT_BYTES;
     JINJA_TRY(jinja_steps(r, format.s->len / 16));
     int rc = format_all(&p, format.s);
-    if (!rc)
-        return jinja_take_strbuf(r, &sb, out);
-    strbuf_release(&sb);
-    return rc;
+    if (rc) {
+        strbuf_release(&sb);
+        return rc;
+    }
+    JINJA_TRY(jinja_take_strbuf(r, &sb, out));
+    out->s->markup = format.s->markup;
+    return 0;
 }

@@ -80,6 +80,7 @@ struct jinja_str {
     size_t len;       // bytes
     size_t n_chars;   // code points, or JINJA_UNCOUNTED; always known in a template's constants
     struct jinja_space *space;
+    bool markup; // marked safe (or escaped): what is added to it with + gets escaped
 };
 
 struct jinja_list {
@@ -258,6 +259,13 @@ int jinja_borrow_str(struct jinja_render *r, const char *data, size_t len, struc
 int jinja_take_strbuf(struct jinja_render *r, struct strbuf *sb, struct jinja_value *out);
 int jinja_join2(struct jinja_render *r, const struct jinja_str *a, const struct jinja_str *b,
                 struct jinja_value *out);
+/* The same text with or without the mark. */
+int jinja_mark(struct jinja_render *r, struct jinja_value text, bool markup,
+               struct jinja_value *out);
+void jinja_add_escaped(struct strbuf *sb, const char *data,
+                       size_t len); // &amp; &lt; &gt; &#39; &#34;
+/* str(v) escaped and marked; marked text stays as it is. */
+int jinja_escape(struct jinja_render *r, struct jinja_value v, struct jinja_value *out);
 int jinja_new_list(struct jinja_render *r, enum jinja_type type, size_t cap,
                    struct jinja_value *out);
 int jinja_list_add(struct jinja_render *r, struct jinja_list *l, struct jinja_value v);
@@ -266,6 +274,7 @@ int jinja_new_pair(struct jinja_render *r, struct jinja_value a, struct jinja_va
 int jinja_new_undefined(struct jinja_render *r, struct jinja_value *out, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 const char *jinja_type_name(struct jinja_value v); // Python's name of the type
+int64_t jinja_range_item(const struct jinja_range *g, uint64_t idx);
 bool jinja_truth(struct jinja_value v);
 bool jinja_is_number(struct jinja_value v);   // bool, int, float
 bool jinja_is_integral(struct jinja_value v); // bool, int
@@ -414,6 +423,9 @@ int jinja_slice(struct jinja_render *r, struct jinja_value v, const struct jinja
 enum { JINJA_MAX_PARAMS = 8 };
 int jinja_run_row(struct jinja_render *r, const struct jinja_row *row, struct jinja_value self,
                   const struct jinja_args *args, struct jinja_value *out);
+/* A method of `self`: what comes out of marked text is marked. */
+int jinja_run_method(struct jinja_render *r, const struct jinja_row *row, struct jinja_value self,
+                     const struct jinja_args *args, struct jinja_value *out);
 int jinja_call_value(struct jinja_render *r, struct jinja_value f, const struct jinja_args *args,
                      struct jinja_value *out);
 /* An argument: *out keeps what it holds when v is MISSING. */

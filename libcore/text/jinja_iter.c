@@ -101,7 +101,7 @@ static int next_plain(struct jinja_render *r, struct jinja_iter *it, struct jinj
         return next_entry(r, it, v.view->dict, v.view->kind, out);
     case JINJA_RANGE:
         if ((int64_t)it->pos < v.range->n)
-            *out = jinja_int(v.range->start + (int64_t)it->pos++ * v.range->step);
+            *out = jinja_int(jinja_range_item(v.range, it->pos++));
         return 0;
     case JINJA_ITER:
         return jinja_iter_next(r, v.iter, out);

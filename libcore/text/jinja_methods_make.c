@@ -206,6 +206,7 @@ static int replace_all(struct jinja_render *r, struct strbuf *sb, const struct j
 METHOD(replace)
 {
     struct jinja_str *old = NULL, *new_ = NULL;
+    struct jinja_value marked;
     struct strbuf sb;
     int64_t count = -1;
     int rc = 0;
@@ -213,6 +214,10 @@ METHOD(replace)
     JINJA_TRY(jinja_arg_str(r, argv[0], "replace() argument 1", &old));
     JINJA_TRY(jinja_arg_str(r, argv[1], "replace() argument 2", &new_));
     JINJA_TRY(jinja_arg_int(r, argv[2], "replace() argument 3", &count));
+    if (self.s->markup) {
+        JINJA_TRY(jinja_escape(r, jinja_of_str(new_), &marked));
+        new_ = marked.s;
+    }
     strbuf_init(&sb);
     sb.max = LIMIT_TEMPLATE_OUTPUT_BYTES;
     if (old->len)
@@ -325,6 +330,10 @@ METHOD(join)
     sb.max = LIMIT_TEMPLATE_OUTPUT_BYTES;
     for (size_t i = 0; !rc && i < items.list->n; i++) {
         struct jinja_value v = items.list->items[i];
+        if (self.s->markup)
+            rc = jinja_escape(r, v, &v);
+        if (rc)
+            break;
         if (v.type != JINJA_STR) {
             rc = jinja_fail(r, "sequence item %zu: expected str instance, %s found", i,
                             jinja_type_name(v));

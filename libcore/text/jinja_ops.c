@@ -184,7 +184,9 @@ static int repeat_text(struct jinja_render *r, const struct jinja_str *s, uint64
     for (size_t i = 0; s->len && i < times; i++)
         memcpy(data + i * s->len, s->data, s->len);
     JINJA_TRY(jinja_steps(r, len / 64 + (s->len ? times / 8 : 0)));
-    return jinja_borrow_str(r, data, len, out);
+    JINJA_TRY(jinja_borrow_str(r, data, len, out));
+    out->s->markup = s->markup;
+    return 0;
 }
 
 static int repeat(struct jinja_render *r, struct jinja_value seq, int64_t times,
@@ -204,6 +206,16 @@ static int repeat(struct jinja_render *r, struct jinja_value seq, int64_t times,
     return 0;
 }
 
+/* + where one side is marked safe: the other is escaped. */
+static int join_marked(struct jinja_render *r, struct jinja_value a, struct jinja_value b,
+                       struct jinja_value *out)
+{
+    JINJA_TRY(jinja_escape(r, a, &a));
+    JINJA_TRY(jinja_escape(r, b, &b));
+    JINJA_TRY(jinja_join2(r, a.s, b.s, out));
+    return jinja_mark(r, *out, true, out);
+}
+
 static bool is_sequence(struct jinja_value v)
 {
     return v.type == JINJA_STR || v.type == JINJA_LIST || v.type == JINJA_TUPLE;
@@ -216,6 +228,9 @@ int jinja_binary(struct jinja_render *r, enum jinja_op op, struct jinja_value a,
         return integers(r, op, jinja_as_int(a), jinja_as_int(b), out);
     if (jinja_is_number(a) && jinja_is_number(b))
         return floats(r, op, jinja_as_double(a), jinja_as_double(b), out);
+    if (op == JINJA_ADD && a.type == JINJA_STR && b.type == JINJA_STR &&
+        (a.s->markup || b.s->markup))
+        return join_marked(r, a, b, out);
     if (op == JINJA_ADD && a.type == JINJA_STR && b.type == JINJA_STR)
         return jinja_join2(r, a.s, b.s, out);
     if (op == JINJA_ADD && is_sequence(a) && a.type == b.type)

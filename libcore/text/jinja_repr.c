@@ -211,7 +211,11 @@ static int add_repr(struct jinja_render *r, struct strbuf *sb, struct jinja_valu
         jinja_add_float(sb, v.f);
         return 0;
     case JINJA_STR:
+        if (v.s->markup)
+            strbuf_adds(sb, "Markup(");
         jinja_add_str_repr(sb, v.s->data, v.s->len);
+        if (v.s->markup)
+            strbuf_addc(sb, ')');
         return jinja_steps(r, v.s->len / 16);
     case JINJA_LIST:
     case JINJA_TUPLE:

@@ -1,5 +1,4 @@
 /* str.format and the format specification of its fields. */
-#include <inttypes.h>
 #include <string.h>
 
 #include "libcore/text/jinja_impl.h"
@@ -10,6 +9,7 @@ struct formatter {
     struct jinja_value mapping; // format_map, or MISSING
     size_t next;
     bool automatic, manual;
+    bool markup; // a marked format: fields are escaped
 };
 
 /* [[fill]align][sign][#][0][width][,][.precision][type] */
@@ -82,7 +82,8 @@ static int read_spec(struct jinja_render *r, const char *s, size_t len, struct s
     if (i < len)
         return jinja_fail(r, "Invalid format specifier '%.*s'", (int)len, s);
     if (spec->width > LIMIT_TEMPLATE_OUTPUT_BYTES || spec->precision > LIMIT_TEMPLATE_OUTPUT_BYTES)
-        return jinja_fail_code(r, ERR_LIMIT, "a format width of %" PRId64, spec->width);
+        return jinja_fail_code(r, ERR_LIMIT, "a format width or precision of more than %d",
+                               LIMIT_TEMPLATE_OUTPUT_BYTES);
     return 0;
 }
 
@@ -160,6 +161,24 @@ static int add_formatted(struct jinja_render *r, struct strbuf *sb, struct jinja
     return jinja_fail(r, "unsupported format string passed to %s.__format__", jinja_type_name(v));
 }
 
+static int add_value(struct formatter *f, struct strbuf *sb, struct jinja_value v, const char *spec,
+                     size_t len)
+{
+    struct strbuf raw;
+    bool marked = v.type == JINJA_STR && v.s->markup;
+    if (marked && f->markup && len)
+        return jinja_fail(f->r, "Format specifier given, but text marked safe does not define one");
+    if (!f->markup || marked)
+        return add_formatted(f->r, sb, v, spec, len);
+    strbuf_init(&raw);
+    raw.max = LIMIT_TEMPLATE_OUTPUT_BYTES;
+    int rc = add_formatted(f->r, &raw, v, spec, len);
+    if (!rc)
+        jinja_add_escaped(sb, strbuf_text(&raw), raw.len);
+    strbuf_release(&raw);
+    return rc;
+}
+
 /* ---- fields ---- */
 static int numbered(struct formatter *f, size_t idx, struct jinja_value *out)
 {
@@ -185,17 +204,19 @@ static int named(struct formatter *f, const char *name, size_t len, struct jinja
     return 0;
 }
 
-/* What stands before the first . or [ of a field. */
-static int first_part(struct formatter *f, const char *s, size_t len, struct jinja_value *out)
+/* What stands before the first . or [ of a field. The numbering is watched as string.Formatter
+ * does: only in fields that are nothing but a number, or empty. */
+static int first_part(struct formatter *f, const char *s, size_t len, bool whole,
+                      struct jinja_value *out)
 {
     size_t i = 0;
     int64_t idx = 0;
     bool number = read_number(s, len, &i, &idx) && i == len;
-    f->automatic |= len == 0;
-    f->manual |= number;
+    f->automatic |= whole && len == 0;
+    f->manual |= whole && number;
     if (f->automatic && f->manual)
         return jinja_fail(f->r, "cannot mix manual and automatic field numbering");
-    if (len == 0)
+    if (whole && len == 0)
         return numbered(f, f->next++, out);
     return number ? numbered(f, (size_t)idx, out) : named(f, s, len, out);
 }
@@ -205,7 +226,7 @@ static int field_value(struct formatter *f, const char *s, size_t len, struct ji
     size_t i = 0, j;
     while (i < len && s[i] != '.' && s[i] != '[')
         i++;
-    JINJA_TRY(first_part(f, s, i, out));
+    JINJA_TRY(first_part(f, s, i, i == len, out));
     for (; i < len; i = j) {
         bool attr = s[i] == '.';
         if (!attr && s[i] != '[')
@@ -267,12 +288,12 @@ static int format_field(struct formatter *f, struct strbuf *sb, const char *s, s
     }
     JINJA_TRY(apply_conversion(f, conversion, &v));
     if (i >= len)
-        return add_formatted(f->r, sb, v, "", 0);
+        return add_value(f, sb, v, "", 0);
     strbuf_init(&spec);
     spec.max = LIMIT_TEMPLATE_OUTPUT_BYTES;
     int rc = format_text(f, &spec, s + i + 1, len - i - 1, level + 1);
     if (!rc)
-        rc = add_formatted(f->r, sb, v, strbuf_text(&spec), spec.len);
+        rc = add_value(f, sb, v, strbuf_text(&spec), spec.len);
     strbuf_release(&spec);
     return rc;
 }
@@ -319,7 +340,7 @@ int jinja_str_format(struct jinja_render *r, const struct jinja_str *format,
                      struct jinja_value *out)
 {
     struct strbuf sb;
-    struct formatter f = {.r = r, .args = args, .mapping = mapping};
+    struct formatter f = {.r = r, .args = args, .mapping = mapping, .markup = format->markup};
     strbuf_init(&sb);
     sb.max = LIMIT_TEMPLATE_OUTPUT_BYTES;
     int rc = format_text(&f, &sb, format->data, format->len, 0);

@@ -29,7 +29,7 @@ SIMPLE(is_number, jinja_is_number(self))
 SIMPLE(is_string, self.type == JINJA_STR)
 SIMPLE(is_mapping, self.type == JINJA_DICT)
 SIMPLE(is_iterable, jinja_is_iterable(self))
-SIMPLE(is_escaped, false)
+SIMPLE(is_escaped, self.type == JINJA_STR && self.s->markup)
 SIMPLE(is_callable, self.type == JINJA_FUNC || self.type == JINJA_MACRO ||
                         self.type == JINJA_LOOP || self.type == JINJA_JOINER ||
                         self.type == JINJA_UNDEFINED)
@@ -121,10 +121,11 @@ TEST(is_sameas)
 static int known_name(struct jinja_render *r, struct jinja_value self, bool filter,
                       struct jinja_value *out)
 {
-    struct jinja_str *name = NULL;
-    JINJA_TRY(jinja_arg_str(r, self, filter ? "filter" : "test", &name));
-    *out = jinja_bool((filter ? jinja_find_filter(name->data, name->len)
-                              : jinja_find_test(name->data, name->len)) != NULL);
+    if (!jinja_hashable(self))
+        return jinja_fail(r, "unhashable type: '%s'", jinja_type_name(self));
+    *out = jinja_bool(self.type == JINJA_STR &&
+                      (filter ? jinja_find_filter(self.s->data, self.s->len)
+                              : jinja_find_test(self.s->data, self.s->len)) != NULL);
     return 0;
 }
 

@@ -102,6 +102,51 @@ int jinja_join2(struct jinja_render *r, const struct jinja_str *a, const struct 
     return jinja_steps(r, copied / 64);
 }
 
+int jinja_mark(struct jinja_render *r, struct jinja_value text, bool markup,
+               struct jinja_value *out)
+{
+    *out = text;
+    if (text.s->markup == markup)
+        return 0;
+    JINJA_TRY(jinja_borrow_str(r, text.s->data, text.s->len, out));
+    out->s->n_chars = text.s->n_chars;
+    out->s->space = text.s->space;
+    out->s->markup = markup;
+    return 0;
+}
+
+void jinja_add_escaped(struct strbuf *sb, const char *data, size_t len)
+{
+    for (size_t i = 0; i < len; i++) {
+        char c = data[i];
+        const char *entity = c == '&'    ? "&amp;"
+                             : c == '<'  ? "&lt;"
+                             : c == '>'  ? "&gt;"
+                             : c == '\'' ? "&#39;"
+                             : c == '"'  ? "&#34;"
+                                         : NULL;
+        if (entity)
+            strbuf_adds(sb, entity);
+        else
+            strbuf_addc(sb, c);
+    }
+}
+
+int jinja_escape(struct jinja_render *r, struct jinja_value v, struct jinja_value *out)
+{
+    struct strbuf sb;
+    JINJA_TRY(jinja_to_str(r, v, out));
+    if (out->s->markup)
+        return 0;
+    JINJA_TRY(jinja_steps(r, out->s->len / 16));
+    strbuf_init(&sb);
+    sb.max = LIMIT_TEMPLATE_OUTPUT_BYTES;
+    jinja_add_escaped(&sb, out->s->data, out->s->len);
+    JINJA_TRY(jinja_take_strbuf(r, &sb, out));
+    out->s->markup = true;
+    return 0;
+}
+
 /* ---- lists, undefined ---- */
 int jinja_new_list(struct jinja_render *r, enum jinja_type type, size_t cap,
                    struct jinja_value *out)
@@ -183,6 +228,12 @@ const char *jinja_type_name(struct jinja_value v)
     if (v.type == JINJA_VIEW)
         return views[v.view->kind];
     return v.type == JINJA_ITER ? v.iter->type_name : names[v.type];
+}
+
+int64_t jinja_range_item(const struct jinja_range *g, uint64_t idx)
+{
+    // the item fits 64 bits, the way there may wrap
+    return (int64_t)((uint64_t)g->start + idx * (uint64_t)g->step);
 }
 
 bool jinja_truth(struct jinja_value v)
