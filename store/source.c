@@ -50,7 +50,8 @@ static char *find_path(struct store_source *s, const char *id, int *rc)
 
 static int get_outside(const char *path, const char *id, struct adapter **out, struct err *err)
 {
-    int rc = peft_read(out, path, NULL, err);
+    const struct peft_options opt = {.copy = true}; // the file is the user's, who may overwrite it
+    int rc = peft_read(out, path, &opt, err);
     if (!rc)
         rc = content_id_compute(*out, n_hash_threads(), err);
     if (!rc && strcmp((*out)->content_id, id) != 0)
@@ -187,7 +188,8 @@ int store_source_add_path(struct adapter_source *source, const char *path,
                           char content_id[STORE_ID_CHARS + 1], struct err *err)
 {
     struct adapter *a;
-    int rc = peft_read(&a, path, NULL, err);
+    const struct peft_options opt = {.copy = true};
+    int rc = peft_read(&a, path, &opt, err);
     if (rc)
         return rc;
     rc = content_id_compute(a, n_hash_threads(), err);

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "libcore/base/file.h"
 #include "libcore/base/sys.h"
 #include "libcore/format/peft_impl.h"
 
@@ -14,9 +15,34 @@ static int no_memory(const char *path, struct err *err)
     return err_set(err, ERR_NO_MEMORY, "%s: no memory", path);
 }
 
-static void free_backing(void *backing)
+/* What the tensors lie in. */
+struct backing {
+    struct safetensors *file;
+    char *copy; // NULL: the file is mapped
+};
+
+static void free_backing(void *p)
 {
-    safetensors_free(backing);
+    struct backing *backing = p;
+    safetensors_free(backing->file);
+    sys_free(backing->copy);
+    sys_free(backing);
+}
+
+static int open_weights(struct adapter *a, const char *path, bool copy, struct err *err)
+{
+    struct backing *backing = sys_calloc(1, sizeof *backing);
+    if (!backing)
+        return no_memory(path, err);
+    a->backing = backing;
+    a->backing_free = free_backing;
+    if (!copy)
+        return safetensors_open(&backing->file, path, MAX_HEADER_BYTES, err);
+    size_t n;
+    int rc = file_read(path, PTRDIFF_MAX, &backing->copy, &n, err);
+    return rc ? rc
+              : safetensors_open_memory(&backing->file, backing->copy, n, path, MAX_HEADER_BYTES,
+                                        err);
 }
 
 static int check_value(struct peft_reader *r, const struct peft_entry *e)
@@ -135,17 +161,13 @@ static int read_place(struct adapter *a, const struct peft_place *place, const c
 {
     struct err own;
     err = err ? err : &own; // rooms below read its code
-    struct safetensors *file;
     int rc = peft_config_load(&a->config, place->config, err);
     if (!rc)
         rc = set_names(a, path, err);
     if (!rc)
-        rc = safetensors_open(&file, place->weights, MAX_HEADER_BYTES, err);
-    if (rc)
-        return rc;
-    a->backing = file;
-    a->backing_free = free_backing;
-    rc = read_modules(a, file, place->config, opt, err);
+        rc = open_weights(a, place->weights, opt && opt->copy, err);
+    if (!rc)
+        rc = read_modules(a, ((struct backing *)a->backing)->file, place->config, opt, err);
     if (!rc)
         adapter_finish(a);
     return rc;

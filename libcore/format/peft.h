@@ -24,13 +24,16 @@ struct peft_options {
         *ignore_fields; // unknown or refused fields to pass over; recorded in warnings
     size_t n_ignore_fields;
     bool skip_values; // do not look for NaN and Inf: for plans that read headers only
+    /* Read the weights instead of mapping them: for files that somebody may overwrite in place, as
+     * a trainer does, which would end a process that has them mapped (SIGBUS). */
+    bool copy;
 };
 
 /*
  * Reads the adapter at `path`; opt may be NULL. *out is the caller's, to free with adapter_free();
- * its tensors are views of the mapped file. a->name: config["name"], else from the path by
- * peft_name_of_path(). ERR_NOT_FOUND (no adapter there), ERR_REFUSED (by field or tensor, with the
- * way out), ERR_CORRUPT (broken JSON or safetensors, pickle, NaN), ERR_IO, ERR_NO_MEMORY.
+ * its tensors are views of the file, mapped or copied. a->name: config["name"], else from the path
+ * by peft_name_of_path(). ERR_NOT_FOUND (no adapter there), ERR_REFUSED (by field or tensor, with
+ * the way out), ERR_CORRUPT (broken JSON or safetensors, pickle, NaN), ERR_IO, ERR_NO_MEMORY.
  */
 int peft_read(struct adapter **out, const char *path, const struct peft_options *opt,
               struct err *err);

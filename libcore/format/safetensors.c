@@ -150,7 +150,8 @@ int safetensors_open_memory(struct safetensors **out, const void *data, size_t s
 
 static int map_file(struct safetensors *s, struct err *err)
 {
-    int fd = sys_open(s->where, O_RDONLY, 0);
+    // Not blocking: a FIFO must be refused, not waited for.
+    int fd = sys_open(s->where, O_RDONLY | O_NONBLOCK, 0);
     if (fd < 0)
         return err_set_errno(err, errno, "%s: cannot open", s->where);
     struct stat st;

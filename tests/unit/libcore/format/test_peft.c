@@ -1,6 +1,6 @@
-#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "libcore/adapter/content_id.h"
 #include "libcore/base/file.h"
@@ -365,6 +365,24 @@ static void expect_name(const char *path, const char *want)
     char *name = peft_name_of_path(path);
     EXPECT_STR(name, want);
     sys_free(name);
+}
+
+TEST(copied_adapter_outlives_its_file)
+{
+    char path[4500];
+    struct adapter *a;
+    struct err err = {0};
+    const struct peft_options opt = {.copy = true};
+    const char *folder = make_adapter(NULL, NULL);
+    CHECK_OK(peft_read(&a, folder, &opt, &err), err);
+    CHECK_OK(content_id_compute(a, 1, &err), err);
+    char id[65];
+    strcpy(id, a->content_id);
+    snprintf(path, sizeof path, "%s/adapter_model.safetensors", folder);
+    CHECK(truncate(path, 0) == 0); // with the file mapped, the next line would be the last
+    CHECK_OK(content_id_compute(a, 1, &err), err);
+    EXPECT_STR(a->content_id, id);
+    adapter_free(a);
 }
 
 TEST(names_come_from_what_says_something)

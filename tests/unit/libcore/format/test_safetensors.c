@@ -202,6 +202,18 @@ TEST(header_whose_length_looks_like_pickle_is_read)
     free(buf);
 }
 
+TEST(only_regular_files_are_opened)
+{
+    char path[4200];
+    struct safetensors *s;
+    struct err err = {0};
+    snprintf(path, sizeof path, "%s/fifo", test_tmp());
+    CHECK(mkfifo(path, 0600) == 0);
+    CHECK_CODE(safetensors_open(&s, path, 0, &err), ERR_NOT_FOUND, err);
+    EXPECT(strstr(err.msg, "not a regular file"));
+    CHECK(safetensors_open(&s, test_tmp(), 0, &err) != 0);
+}
+
 TEST(misalignment_warns_only)
 {
     unsigned char buf[256];
