@@ -77,7 +77,7 @@ check-install: ## installs into a scratch folder and tries what is there
 .PHONY: crash
 crash: ## kill -9 at every file call of the commands that write to the store
 	@+$(MAKE) --no-print-directory $(PARALLEL) all $(TEST_TOOLS)
-	@$(RUN) tests/crash/test_store_all.sh
+	@$(RUN) --timeout 3600 tests/crash/test_store_all.sh
 
 fuzz: $(FUZZ) ## the fuzz targets over their corpus and some mutations
 	@$(RUN) $(FUZZ)

@@ -57,9 +57,7 @@ static int add_tensor(json_t *list, const struct safetensors_entry *e, struct er
     if (rc)
         return rc;
     digest_hex(&d, hex);
-    json_t *shape = json_array();
-    for (uint32_t i = 0; i < e->value.n_dims; i++)
-        json_array_append_new(shape, json_integer((json_int_t)e->value.shape[i]));
+    json_t *shape = manifest_shape(&e->value);
     json_t *row = json_pack("{s:s,s:s,s:o,s:s}", "name", e->name, "dtype",
                             dtype_name(e->value.dtype), "shape", shape, "sha256", hex);
     return json_array_append_new(list, row) == 0

@@ -1,7 +1,6 @@
 #include "store/manifest.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "libcore/base/file.h"
@@ -121,12 +120,7 @@ int manifest_write(struct store *s, const char *id, const json_t *manifest, stru
 {
     char name[STORE_ID_CHARS + 8];
     file_name(id, name);
-    char *text = json_dumps(manifest, JSON_INDENT(1));
-    if (!text)
-        return no_memory(err);
-    int rc = store_write_file(s, "manifests", name, text, strlen(text), err);
-    free(text);
-    return rc;
+    return store_write_json(s, "manifests", name, manifest, err);
 }
 
 int store_manifest(struct store *s, const char *id, json_t **out, struct err *err)

@@ -20,6 +20,8 @@ struct manifest_origin {
 /* *out: a new manifest without "files". */
 int manifest_of_adapter(json_t **out, const struct adapter *a, const struct manifest_origin *origin,
                         struct err *err);
+/* [4096, 16]; NULL when memory is out. */
+json_t *manifest_shape(const struct tensor *t);
 /* Appends a file: digest "" when it was not hashed, mtime_ns 0 when the store has the bytes. */
 int manifest_add_file(json_t *manifest, const char *path, const char *digest, uint64_t size,
                       int64_t mtime_ns, struct err *err);

@@ -91,6 +91,17 @@ static const char *dtype_text(const struct adapter *a)
     return a->n_tensors ? dtype_name(a->tensors[0].value.dtype) : "";
 }
 
+json_t *manifest_shape(const struct tensor *t)
+{
+    json_t *shape = json_array();
+    for (uint32_t d = 0; d < t->n_dims; d++)
+        json_array_append_new(shape, json_integer((json_int_t)t->shape[d]));
+    if (json_array_size(shape) == t->n_dims)
+        return shape;
+    json_decref(shape);
+    return NULL;
+}
+
 static json_t *tensors_json(const struct adapter *a, uint64_t *host_bytes)
 {
     json_t *list = json_array();
@@ -99,13 +110,16 @@ static json_t *tensors_json(const struct adapter *a, uint64_t *host_bytes)
         const struct adapter_tensor *t = &a->tensors[i];
         char hex[DIGEST_HEX_CHARS + 1];
         digest_hex(&t->payload, hex);
-        json_t *shape = json_array();
-        for (uint32_t d = 0; d < t->value.n_dims; d++)
-            json_array_append_new(shape, json_integer((json_int_t)t->value.shape[d]));
+        json_t *shape = manifest_shape(&t->value);
         *host_bytes += tensor_n_bytes(&t->value);
         json_array_append_new(list,
                               json_pack("{s:s,s:s,s:o,s:s}", "name", t->name, "dtype",
                                         dtype_name(t->value.dtype), "shape", shape, "sha256", hex));
+    }
+    // What memory did not suffice for must not be missing without a word.
+    if (json_array_size(list) != a->n_tensors) {
+        json_decref(list);
+        return NULL;
     }
     return list;
 }

@@ -1,7 +1,6 @@
 #include "store/refs.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "libcore/base/file.h"
@@ -89,12 +88,10 @@ int refs_write(struct store *s, const char *name, const char *tag, const char *i
         json_array_remove(history, json_array_size(history) - 1);
     json_t *root = json_pack("{s:i,s:s,s:s,s:s?,s:O}", "schema", 1, "name", name, "tag", tag, "id",
                              id, "history", history);
-    char *text = root && event ? json_dumps(root, JSON_INDENT(1)) : NULL;
-    int rc = text ? store_make_folder(s, folder, err)
-                  : err_set(err, ERR_NO_MEMORY, "%s:%s: no memory", name, tag);
+    int rc = root && event ? store_make_folder(s, folder, err)
+                           : err_set(err, ERR_NO_MEMORY, "%s:%s: no memory", name, tag);
     if (!rc)
-        rc = store_write_file(s, folder, tag, text, strlen(text), err);
-    free(text);
+        rc = store_write_json(s, folder, tag, root, err);
     json_decref(root);
     json_decref(event);
     json_decref(history);

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -75,6 +76,31 @@ int store_write_file(struct store *s, const char *folder, const char *name, cons
     sys_free(tmp);
     sys_free(parent);
     sys_free(to);
+    return rc;
+}
+
+/* jansson 2.14 may hand out a torn text when memory runs out inside json_dumps(), without a word
+ * (found by failing every allocation); so what will be written is read back first. */
+static char *dump_whole(const json_t *root)
+{
+    char *text = json_dumps(root, JSON_INDENT(1));
+    json_t *back = text ? json_loads(text, 0, NULL) : NULL;
+    bool whole = back && json_equal(back, root);
+    json_decref(back);
+    if (whole)
+        return text;
+    free(text);
+    return NULL;
+}
+
+int store_write_json(struct store *s, const char *folder, const char *name, const json_t *root,
+                     struct err *err)
+{
+    char *text = root ? dump_whole(root) : NULL;
+    if (!text)
+        return err_set(err, ERR_NO_MEMORY, "%s/%s: no memory to write it", folder, name);
+    int rc = store_write_file(s, folder, name, text, strlen(text), err);
+    free(text);
     return rc;
 }
 

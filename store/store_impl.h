@@ -28,6 +28,9 @@ char *store_join(const struct store *s, const char *a, const char *b, struct err
  * folder must exist. Under the store's lock. */
 int store_write_file(struct store *s, const char *folder, const char *name, const void *data,
                      size_t size, struct err *err);
+/* The same with a JSON value, indented. */
+int store_write_json(struct store *s, const char *folder, const char *name, const json_t *root,
+                     struct err *err);
 /* mkdir of <store>/folder, and fsync of its parent when it was made. */
 int store_make_folder(struct store *s, const char *folder, struct err *err);
 /* Removes <store>/folder/name; gone already is fine. */
