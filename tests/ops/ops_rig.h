@@ -203,10 +203,12 @@ static inline void ops_part(struct ops_rig *r, struct ops_adapter *a,
         m->n_rows = 3;
         return;
     }
-    struct tensor gain = {0};
-    ops_tensor(r, a, i, VALUE_GAIN, &gain, DTYPE_F32, target->d_out, 0, 1);
+    struct tensor gain = {0}; // not every module has everything
+    if (i % 3 != 0)
+        ops_tensor(r, a, i, VALUE_GAIN, &gain, DTYPE_F32, target->d_out, 0, 1);
     a->parts[i].gain = (float *)(uintptr_t)gain.data;
-    ops_tensor(r, a, i, VALUE_BIAS, &m->bias, t, target->d_out, 0, 1);
+    if (i % 2 == 0)
+        ops_tensor(r, a, i, VALUE_BIAS, &m->bias, t, target->d_out, 0, 1);
     ops_tensor(r, a, i, VALUE_LORA_BIAS, &m->lora_bias, t, target->d_out, 0, 1);
     if (target->place.site == SITE_O || target->place.site == SITE_HEAD || target->place.row0 > 0)
         ops_tensor(r, a, i, VALUE_FULL, &m->full, t, target->d_out, target->d_in, 0.2f);

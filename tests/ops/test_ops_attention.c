@@ -283,8 +283,11 @@ static void check_moe(struct ops_rig *r)
         for (uint32_t e = 0; ops_owned(r, OP_ROWS, row) && e < c->n_experts; e++) {
             int p = ops_find_part(r, OPS_SLOTS - 1, m);
             const struct ops_adapter *a = &r->adapters[OPS_SLOTS - 1];
-            router[e] = router[e] * a->values[p][VALUE_GAIN][e] + a->values[p][VALUE_BIAS][e] +
-                        a->modules[p].scale * a->values[p][VALUE_LORA_BIAS][e];
+            if (a->values[p][VALUE_GAIN])
+                router[e] *= a->values[p][VALUE_GAIN][e];
+            if (a->values[p][VALUE_BIAS])
+                router[e] += a->values[p][VALUE_BIAS][e];
+            router[e] += a->modules[p].scale * a->values[p][VALUE_LORA_BIAS][e];
         }
         reference_moe(r, row, h + row * d, router, want + row * d);
     }
