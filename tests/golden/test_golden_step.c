@@ -1,6 +1,7 @@
 /*
  * tinytalk's golden answers (made by transformers and PEFT) through the back-end port, without the
  * engine: the base alone, then all of base and adapters in one mixed batch.
+ * tiers: check asan tsan
  */
 #include <jansson.h>
 

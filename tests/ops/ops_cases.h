@@ -47,6 +47,14 @@ static const struct ops_case ops_cases[] = {
      16},
     {"one row", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 16}, 1, 0, 16},
     {"twenty rows", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 16}, 20, 33, 64},
+    {"adapters of many chunks",
+     "{\"hidden_size\":1100,\"num_hidden_layers\":2}",
+     DTYPE_BF16,
+     DTYPE_F32,
+     {300, 1024, 16},
+     4,
+     2,
+     16},
 };
 enum { OPS_N_CASES = sizeof ops_cases / sizeof ops_cases[0] };
 

@@ -16,7 +16,14 @@
 #include "libcore/model/load.h"
 #include "tests/lib/test.h"
 
-enum { OPS_SLOTS = 4, OPS_MAX_PARTS = 24, OPS_MAX_TENSORS = 8, OPS_VOCAB = 150 };
+enum {
+    OPS_SLOTS = 4,
+    OPS_MAX_PARTS = 24,
+    OPS_MAX_TENSORS = 8,
+    OPS_VOCAB = 150,
+    OPS_PAGE_CHUNKS = 2,
+    OPS_CHUNKS = 128
+};
 
 /* One row of the table: a model's shape, its types, its rows. */
 struct ops_case {
@@ -62,7 +69,8 @@ struct ops_rig {
     struct step_sequence sequences[64];
     struct step_segment segments[8], head_segments[8];
     struct sample_params sampling[64];
-    uint64_t state; // of the generator
+    uint32_t next_chunk; // adapters take them from the end
+    uint64_t state;      // of the generator
 };
 
 // ---- numbers
@@ -243,9 +251,13 @@ static inline int ops_add_adapter(struct ops_rig *r, uint32_t slot, struct err *
         rc = ops->replacement_load(r->be, r->dm, to->part, &to->weight, &bytes, err);
         a->n_replacements += rc == 0;
     }
-    uint32_t chunks[] = {slot + 2}; // every one of them is smaller than 2 MiB
+    uint32_t chunks[OPS_CHUNKS], n = (uint32_t)((size - 1) / BACKEND_CHUNK_BYTES + 1);
+    if (rc == 0 && n > r->next_chunk - OPS_PAGE_CHUNKS)
+        rc = err_set(err, ERR_LIMIT, "%s: too many chunks", r->c->name);
+    for (uint32_t i = 0; rc == 0 && i < n; i++)
+        chunks[i] = --r->next_chunk; // never side by side in order
     if (rc == 0)
-        rc = ops->adapter_load(r->be, r->dm, slot, image, size, chunks, 1, a->replacements,
+        rc = ops->adapter_load(r->be, r->dm, slot, image, size, chunks, n, a->replacements,
                                a->n_replacements, err);
     while (rc == 0 && ops->adapter_poll(r->be, r->dm, slot) == ADAPTER_LOADING) {
     }
@@ -359,7 +371,8 @@ static inline int ops_open(struct ops_rig *r, const struct ops_case *c, struct e
     if (rc == 0)
         rc = r->be->ops->model_ready(r->be, r->dm, err);
     if (rc == 0)
-        rc = r->be->ops->pool_open(r->be, r->dm, 2 + OPS_SLOTS, err);
+        rc = r->be->ops->pool_open(r->be, r->dm, OPS_CHUNKS, err);
+    r->next_chunk = OPS_CHUNKS;
     for (uint32_t slot = 0; rc == 0 && slot < OPS_SLOTS; slot++)
         rc = ops_add_adapter(r, slot, err);
     if (rc == 0)

@@ -1,0 +1,288 @@
+/*
+ * Steps through the port of a back end: two in flight with tokens read on the device, prompts cut
+ * into chunks, rows alone and in a batch, pages of any size, and what is refused.
+ * tiers: check asan tsan
+ */
+#include "tests/ops/ops_cases.h"
+
+enum { MAX_NEW = 10, N_SEQUENCES = 3 };
+
+/* One request that is run by hand. */
+struct request {
+    int32_t ids[64]; // prompt, then what was sampled
+    uint32_t n_prompt, n_ids, page0;
+    int32_t slot; // -1: base
+};
+
+static void make_requests(struct request *q)
+{
+    for (uint32_t i = 0; i < N_SEQUENCES; i++) {
+        q[i] = (struct request){.n_prompt = 5 + 11 * i, .page0 = i, .slot = (int32_t)i - 1};
+        q[i].n_ids = q[i].n_prompt;
+        for (uint32_t j = 0; j < q[i].n_prompt; j++)
+            q[i].ids[j] = (int32_t)((j * 31 + i * 7 + 3) % OPS_VOCAB);
+    }
+}
+
+/* Puts n rows of a request from `position` on into the step; the last one is sampled if `sampled`.
+ */
+static void add_rows(struct ops_rig *r, struct step *s, const struct request *q, uint32_t position,
+                     uint32_t n, bool sampled)
+{
+    uint32_t n_pages = 64 / r->c->page_tokens;
+    r->sequences[s->n_sequences++] =
+        (struct step_sequence){s->n_rows, n, position, s->n_pages, n_pages, 0};
+    for (uint32_t j = 0; j < n_pages; j++)
+        r->pages[s->n_pages++] = j * 40 + q->page0;
+    for (uint32_t j = 0; j < n; j++)
+        r->tokens[s->n_rows + j] = q->ids[position + j];
+    if (q->slot >= 0)
+        r->segments[s->n_segments++] = (struct step_segment){s->n_rows, n, (uint32_t)q->slot, 1.0f};
+    s->n_rows += n;
+    if (!sampled)
+        return;
+    if (q->slot >= 0)
+        r->head_segments[s->n_head_segments++] =
+            (struct step_segment){s->n_logit_rows, 1, (uint32_t)q->slot, 1.0f};
+    r->sampling[s->n_logit_rows] = (struct sample_params){
+        .top_p = 1, .repetition_penalty = 1, .pending = -1, .target = -1, .n_top = 2};
+    r->logit_rows[s->n_logit_rows++] = s->n_rows - 1;
+}
+
+static struct step empty_step(struct ops_rig *r, float *logits)
+{
+    return (struct step){.tokens = r->tokens,
+                         .sequences = r->sequences,
+                         .pages = r->pages,
+                         .segments = r->segments,
+                         .logit_rows = r->logit_rows,
+                         .head_segments = r->head_segments,
+                         .sampling = r->sampling,
+                         .kinds = r->adapters[OPS_SLOTS - 1].bound.kinds,
+                         .logits_out = logits};
+}
+
+static void run_step(struct ops_rig *r, const struct step *s, struct step_result *out)
+{
+    uint64_t ticket;
+    struct err err = {0};
+    CHECK_OK(r->be->ops->step_submit(r->be, r->dm, s, &ticket, &err), err);
+    CHECK_OK(r->be->ops->step_result(r->be, r->dm, ticket, out, &err), err);
+}
+
+/* The logits of a request's last prompt position, the prompt cut into chunks of n rows. */
+static void run_prompt(struct ops_rig *r, const struct request *q, uint32_t chunk, float *logits)
+{
+    for (uint32_t at = 0; at < q->n_prompt; at += chunk) {
+        uint32_t n = q->n_prompt - at < chunk ? q->n_prompt - at : chunk;
+        struct step s = empty_step(r, logits);
+        struct step_result out;
+        add_rows(r, &s, q, at, n, at + n == q->n_prompt);
+        run_step(r, &s, &out);
+        CHECK_INT(out.n_rows, s.n_logit_rows);
+    }
+}
+
+/* On the CPU the same bits; elsewhere within the bound. */
+static void expect_same(struct ops_rig *r, const char *what, const float *got, const float *want)
+{
+    if (strcmp(r->be->ops->name, "cpu") == 0) {
+        EXPECT_MSG(memcmp(got, want, OPS_VOCAB * sizeof *got) == 0, "%s: %s: other bits",
+                   r->c->name, what);
+        return;
+    }
+    double exact[OPS_VOCAB];
+    for (int i = 0; i < OPS_VOCAB; i++)
+        exact[i] = want[i];
+    EXPECT_MSG(ops_error(got, exact, OPS_VOCAB) <= r->bound, "%s: %s", r->c->name, what);
+}
+
+static void check_chunks(struct ops_rig *r)
+{
+    struct request q[N_SEQUENCES];
+    float whole[OPS_VOCAB], cut[OPS_VOCAB], batch[N_SEQUENCES * OPS_VOCAB];
+    make_requests(q);
+    struct step s = empty_step(r, batch);
+    struct step_result out;
+    for (uint32_t i = 0; i < N_SEQUENCES; i++)
+        add_rows(r, &s, &q[i], 0, q[i].n_prompt, true);
+    run_step(r, &s, &out);
+    for (uint32_t i = 0; i < N_SEQUENCES; i++) {
+        run_prompt(r, &q[i], 64, whole);
+        expect_same(r, "alone and in a batch", batch + i * OPS_VOCAB, whole);
+        run_prompt(r, &q[i], 7, cut);
+        expect_same(r, "in chunks of seven", cut, whole);
+        run_prompt(r, &q[i], 1, cut);
+        expect_same(r, "token by token", cut, whole);
+    }
+}
+
+TEST(prompts_in_chunks_alone_and_in_a_batch_give_the_same_logits)
+{
+    for_cases(check_chunks);
+}
+
+TEST(pages_of_any_size_give_the_same_logits)
+{
+    static const uint32_t sizes[] = {1, 2, 8, 16, 32, 64};
+    float first[OPS_VOCAB], logits[OPS_VOCAB];
+    struct ops_rig *r = sys_calloc(1, sizeof *r);
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        struct ops_case c = ops_cases[0];
+        struct request q[N_SEQUENCES];
+        struct err err = {0};
+        c.page_tokens = sizes[i];
+        c.n_prefill = 0;
+        int rc = ops_open(r, &c, &err);
+        CHECK_MSG(rc == 0 || rc == ERR_NOT_FOUND, "%s", err.msg);
+        make_requests(q);
+        run_prompt(r, &q[2], 9, i == 0 ? first : logits);
+        if (i > 0)
+            expect_same(r, "other pages", logits, first);
+        ops_close(r);
+    }
+    sys_free(r);
+}
+
+// ---- two in flight
+// -------------------------------------------------------------------------------
+
+/* MAX_NEW tokens of every request with a presence penalty; each result is known before the next
+ * step is planned. */
+static void run_known(struct ops_rig *r, struct request *q)
+{
+    for (uint32_t n = 0; n < MAX_NEW; n++) {
+        struct step s = empty_step(r, NULL);
+        struct step_result out;
+        for (uint32_t i = 0; i < N_SEQUENCES; i++) {
+            uint32_t at = n == 0 ? 0 : q[i].n_ids - 1;
+            add_rows(r, &s, &q[i], at, q[i].n_ids - at, true);
+            struct sample_params *p = &r->sampling[i];
+            p->presence_penalty = 3;
+            p->history = q[i].ids;
+            p->n_history = q[i].n_ids;
+            p->n_prompt = q[i].n_prompt;
+        }
+        s.n_decode_rows = n == 0 ? 0 : N_SEQUENCES;
+        run_step(r, &s, &out);
+        for (uint32_t i = 0; i < N_SEQUENCES; i++)
+            q[i].ids[q[i].n_ids++] = out.ids[i];
+    }
+}
+
+/* The same with step n + 1 submitted before step n's result is fetched. */
+static void run_ahead(struct ops_rig *r, struct request *q)
+{
+    uint64_t tickets[MAX_NEW];
+    struct err err = {0};
+    for (uint32_t n = 0; n <= MAX_NEW; n++) {
+        struct step s = empty_step(r, NULL);
+        for (uint32_t i = 0; n < MAX_NEW && i < N_SEQUENCES; i++) {
+            uint32_t position = n == 0 ? 0 : q[i].n_prompt + n - 1;
+            uint32_t rows = n == 0 ? q[i].n_prompt : 1;
+            add_rows(r, &s, &q[i], position, rows, true);
+            if (n > 0)
+                r->tokens[s.n_rows - 1] = ~(int32_t)i;
+            struct sample_params *p = &r->sampling[i];
+            p->presence_penalty = 3;
+            p->history = q[i].ids;
+            p->n_history = q[i].n_ids;
+            p->n_prompt = q[i].n_prompt;
+            p->pending = n == 0 ? -1 : (int32_t)i;
+        }
+        s.n_decode_rows = n == 0 ? 0 : N_SEQUENCES;
+        if (n < MAX_NEW)
+            CHECK_OK(r->be->ops->step_submit(r->be, r->dm, &s, &tickets[n], &err), err);
+        if (n == 0)
+            continue;
+        struct step_result out;
+        CHECK_OK(r->be->ops->step_result(r->be, r->dm, tickets[n - 1], &out, &err), err);
+        for (uint32_t i = 0; i < N_SEQUENCES; i++)
+            q[i].ids[q[i].n_ids++] = out.ids[i];
+    }
+}
+
+static void check_ahead(struct ops_rig *r)
+{
+    struct request known[N_SEQUENCES], ahead[N_SEQUENCES];
+    make_requests(known);
+    make_requests(ahead);
+    run_known(r, known);
+    run_ahead(r, ahead);
+    for (uint32_t i = 0; i < N_SEQUENCES; i++) {
+        CHECK_INT(ahead[i].n_ids, known[i].n_prompt + MAX_NEW);
+        CHECK(memcmp(ahead[i].ids, known[i].ids, sizeof known[i].ids) == 0);
+    }
+}
+
+TEST(steps_planned_ahead_sample_what_steps_one_by_one_do)
+{
+    for_cases(check_ahead);
+}
+
+// ---- refusals
+// ------------------------------------------------------------------------------------
+
+static int submit(struct ops_rig *r, const struct step *s, struct err *err)
+{
+    uint64_t ticket;
+    err_clear(err);
+    return r->be->ops->step_submit(r->be, r->dm, s, &ticket, err);
+}
+
+/* A sound step with one thing wrong: its code and a word of its message. */
+#define REFUSED(change, code, word)                                                                \
+    do {                                                                                           \
+        struct step s = empty_step(r, NULL);                                                       \
+        add_rows(r, &s, &q[2], 0, 4, true);                                                        \
+        add_rows(r, &s, &q[0], 0, 4, true);                                                        \
+        change;                                                                                    \
+        CHECK_CODE(submit(r, &s, &err), code, err);                                                \
+        CHECK_MSG(strstr(err.msg, word), "'%s' lacks '%s'", err.msg, word);                        \
+    } while (0)
+
+static void check_refusals(struct ops_rig *r)
+{
+    struct request q[N_SEQUENCES];
+    struct err err = {0};
+    make_requests(q);
+    REFUSED(s.n_rows = 65, ERR_INTERNAL, "n_rows");
+    REFUSED(s.n_rows = 7, ERR_INTERNAL, "sequences");
+    REFUSED(r->sequences[1].row0 = 3, ERR_INTERNAL, "sequences[1]");
+    REFUSED(r->sequences[1].position0 = 62, ERR_INTERNAL, "pages");
+    REFUSED(r->pages[1] = 1u << 30, ERR_INTERNAL, "page");
+    REFUSED(s.n_decode_rows = 1, ERR_INTERNAL, "decode");
+    REFUSED(r->segments[0].slot = OPS_SLOTS, ERR_INTERNAL, "slot");
+    REFUSED(r->segments[0].n_rows = 9, ERR_INTERNAL, "segments[0]");
+    REFUSED(r->logit_rows[1] = r->logit_rows[0], ERR_INTERNAL, "logit_rows[1]");
+    REFUSED(r->sampling[0].n_top = BACKEND_MAX_TOP + 1, ERR_INTERNAL, "n_top");
+    REFUSED(r->tokens[2] = OPS_VOCAB, ERR_USAGE, "outside the vocabulary");
+    REFUSED(s.kinds = ADAPTER_LORA, ERR_INTERNAL, "kinds");
+    REFUSED(s.weight_set = 1, ERR_REFUSED, "weight set");
+    REFUSED((r->segments[0].slot = 3, r->segments[0].scale = 0.5f), ERR_REFUSED, "scale");
+    REFUSED((r->segments[0].slot = 1, r->segments[1] = (struct step_segment){1, 2, 3, 1.0f},
+             s.n_segments = 2),
+            ERR_REFUSED, "mixed");
+    uint64_t tickets[3];
+    struct step s = empty_step(r, NULL);
+    struct step_result out;
+    add_rows(r, &s, &q[0], 0, 4, true);
+    const struct backend_ops *ops = r->be->ops;
+    CHECK_OK(ops->step_submit(r->be, r->dm, &s, &tickets[0], &err), err);
+    CHECK_OK(ops->step_submit(r->be, r->dm, &s, &tickets[1], &err), err);
+    CHECK_CODE(ops->step_submit(r->be, r->dm, &s, &tickets[2], &err), ERR_INTERNAL, err);
+    CHECK_CODE(ops->step_result(r->be, r->dm, tickets[1], &out, &err), ERR_INTERNAL, err);
+    CHECK_OK(ops->step_result(r->be, r->dm, tickets[0], &out, &err), err);
+    CHECK_OK(ops->step_result(r->be, r->dm, tickets[1], &out, &err), err);
+    CHECK_INT(tickets[1], tickets[0] + 1);
+}
+
+TEST(unsound_steps_are_refused_by_name)
+{
+    struct ops_rig *r = sys_calloc(1, sizeof *r);
+    struct err err = {0};
+    CHECK_OK(ops_open(r, &ops_cases[0], &err), err);
+    check_refusals(r);
+    ops_close(r);
+    sys_free(r);
+}
