@@ -43,7 +43,7 @@ static struct tensor matrix(const void *data, uint64_t n_rows, uint64_t n_cols)
         .dtype = DTYPE_F32, .n_dims = n_cols ? 2 : 1, .shape = {n_rows, n_cols}, .data = data};
 }
 
-static void fill_module(struct adapter *a, struct adapter_module *m, unsigned number)
+static bool fill_module(struct adapter *a, struct adapter_module *m, unsigned number)
 {
     static const float values[MAX_RANK * 8] = {1};
     unsigned r = fake_rank(number);
@@ -51,9 +51,11 @@ static void fill_module(struct adapter *a, struct adapter_module *m, unsigned nu
     m->parameter = "weight";
     if (number & FAKE_FULL) {
         uint64_t *full = arena_array(&a->arena, D_IN * D_OUT, sizeof(float));
+        if (!full)
+            return false;
         full[0] = fake_hash_text(a->content_id);
         m->full = matrix(full, D_OUT, D_IN);
-        return;
+        return true;
     }
     m->rank = r;
     m->alpha = r;
@@ -62,6 +64,7 @@ static void fill_module(struct adapter *a, struct adapter_module *m, unsigned nu
     m->b = matrix(values, D_OUT, r);
     if (number & FAKE_DORA)
         m->magnitude = matrix(values, D_OUT, 0);
+    return true;
 }
 
 struct adapter *fake_adapter(unsigned number)
@@ -73,8 +76,11 @@ struct adapter *fake_adapter(unsigned number)
     a->name = "fake";
     a->format = "fake";
     a->modules = arena_array(&a->arena, 1, sizeof *a->modules);
+    if (!a->modules || !fill_module(a, &a->modules[0], number)) {
+        adapter_free(a);
+        return NULL;
+    }
     a->n_modules = 1;
-    fill_module(a, &a->modules[0], number);
     adapter_finish(a);
     return a;
 }
