@@ -5,6 +5,7 @@
 
 #include "libcore/base/sys.h"
 #include "libcore/text/unicode.h"
+#include "libcore/text/vocab_impl.h"
 
 void added_init(struct added *a)
 {
@@ -15,22 +16,61 @@ void added_init(struct added *a)
 void added_release(struct added *a)
 {
     sys_free(a->tokens);
+    sys_free(a->slots);
     sys_free(a->raw.order);
     sys_free(a->normalized.order);
     arena_release(&a->arena);
     memset(a, 0, sizeof *a);
 }
 
-/* ---- adding: the tokens are in order of arrival, few or with ids in a row ---- */
+/* ---- by content ---- */
+
+/* The slot of that content, or the free one where it would stand. There is always a free one. */
+static uint32_t *slot_of(const struct added *a, const char *text, size_t n)
+{
+    size_t i = vocab_hash(text, n) & (a->n_slots - 1);
+    for (; a->slots[i]; i = (i + 1) & (a->n_slots - 1)) {
+        const struct added_token *t = &a->tokens[a->slots[i] - 1];
+        if (t->n == n && memcmp(t->content, text, n) == 0)
+            break;
+    }
+    return &a->slots[i];
+}
+
+static void fill_slots(struct added *a)
+{
+    memset(a->slots, 0, a->n_slots * sizeof *a->slots);
+    for (size_t i = 0; i < a->n; i++)
+        *slot_of(a, a->tokens[i].content, a->tokens[i].n) = (uint32_t)i + 1;
+}
+
+/* Room for one more token and its slot. */
+static int reserve(struct added *a, struct err *err)
+{
+    if (a->n < a->cap)
+        return 0;
+    size_t cap = a->cap ? a->cap * 2 : 64;
+    struct added_token *tokens = sys_reallocarray(a->tokens, cap, sizeof *tokens);
+    if (!tokens)
+        return err_set(err, ERR_NO_MEMORY, "tokenizer: out of memory");
+    a->tokens = tokens;
+    uint32_t *slots = sys_reallocarray(a->slots, 2 * cap, sizeof *slots);
+    if (!slots)
+        return err_set(err, ERR_NO_MEMORY, "tokenizer: out of memory");
+    a->slots = slots;
+    a->n_slots = 2 * cap;
+    a->cap = cap;
+    fill_slots(a);
+    return 0;
+}
 
 const struct added_token *added_by_text(const struct added *a, const char *text, size_t n)
 {
-    for (size_t i = 0; i < a->n; i++) {
-        if (a->tokens[i].n == n && memcmp(a->tokens[i].content, text, n) == 0)
-            return &a->tokens[i];
-    }
-    return NULL;
+    uint32_t place = a->n_slots ? *slot_of(a, text, n) : 0;
+    return place ? &a->tokens[place - 1] : NULL;
 }
+
+/* ---- adding ---- */
 
 void added_begin(struct added *a, const struct vocab *v)
 {
@@ -56,38 +96,30 @@ int added_add(struct added *a, const struct vocab *v, const char *content, size_
 {
     if (n == 0)
         return 0;
-    uint32_t id = vocab_find(v, content, n);
-    // only a token that the vocabulary lacks, or one that came by a second list, can be here
-    // already
-    struct added_token *old = id == VOCAB_NONE || wanted_id == VOCAB_NONE
-                                  ? (struct added_token *)(uintptr_t)added_by_text(a, content, n)
-                                  : NULL;
-    if (old) {
-        old->flags = flags;
-        return check_id(old->id, wanted_id, content, n, err);
-    }
-    if (id == VOCAB_NONE)
-        id = a->next_id++;
-    int rc = check_id(id, wanted_id, content, n, err);
+    int rc = reserve(a, err);
     if (rc)
         return rc;
-    if (a->n == a->cap) {
-        size_t cap = a->cap ? a->cap * 2 : 64;
-        struct added_token *tokens = sys_reallocarray(a->tokens, cap, sizeof *tokens);
-        if (!tokens)
-            return err_set(err, ERR_NO_MEMORY, "tokenizer: out of memory");
-        a->tokens = tokens;
-        a->cap = cap;
+    uint32_t *slot = slot_of(a, content, n);
+    if (*slot) {
+        a->tokens[*slot - 1].flags = flags;
+        return check_id(a->tokens[*slot - 1].id, wanted_id, content, n, err);
     }
+    uint32_t id = vocab_find(v, content, n);
+    if (id == VOCAB_NONE)
+        id = a->next_id++;
+    rc = check_id(id, wanted_id, content, n, err);
+    if (rc)
+        return rc;
     const char *copy = arena_strndup(&a->arena, content, n);
     if (!copy)
         return err_set(err, ERR_NO_MEMORY, "tokenizer: out of memory");
-    a->tokens[a->n++] = (struct added_token){.content = copy,
-                                             .n = (uint32_t)n,
-                                             .id = id,
-                                             .flags = flags,
-                                             .pattern = copy,
-                                             .n_pattern = (uint32_t)n};
+    a->tokens[a->n] = (struct added_token){.content = copy,
+                                           .n = (uint32_t)n,
+                                           .id = id,
+                                           .flags = flags,
+                                           .pattern = copy,
+                                           .n_pattern = (uint32_t)n};
+    *slot = (uint32_t)++a->n;
     return 0;
 }
 
@@ -97,6 +129,19 @@ static int by_id(const void *a, const void *b)
 {
     const struct added_token *x = a, *y = b;
     return x->id < y->id ? -1 : x->id > y->id;
+}
+
+static int sort_tokens(struct added *a, struct err *err)
+{
+    if (a->n)
+        qsort(a->tokens, a->n, sizeof *a->tokens, by_id);
+    for (size_t i = 1; i < a->n; i++) {
+        if (a->tokens[i].id == a->tokens[i - 1].id)
+            return err_set(err, ERR_CORRUPT, "two added tokens have id %u", a->tokens[i].id);
+    }
+    if (a->n_slots)
+        fill_slots(a);
+    return 0;
 }
 
 static int compare_patterns(const struct added_token *x, const struct added_token *y)
@@ -155,24 +200,20 @@ static int normalize_token(struct added *a, struct added_token *t, const struct 
 int added_prepare(struct added *a, const struct normalizer *z, struct normalize_scratch *s,
                   struct err *err)
 {
-    if (a->n)
-        qsort(a->tokens, a->n, sizeof *a->tokens, by_id);
-    for (size_t i = 0; i < a->n; i++) {
-        if (i && a->tokens[i].id == a->tokens[i - 1].id)
-            return err_set(err, ERR_CORRUPT, "two added tokens have id %u", a->tokens[i].id);
-        int rc = a->tokens[i].flags & ADDED_NORMALIZED
-                     ? normalize_token(a, &a->tokens[i], z, s, err)
-                     : 0;
-        if (rc)
-            return rc;
+    int rc = sort_tokens(a, err);
+    for (size_t i = 0; i < a->n && !rc; i++) {
+        if (a->tokens[i].flags & ADDED_NORMALIZED)
+            rc = normalize_token(a, &a->tokens[i], z, s, err);
     }
+    if (rc)
+        return rc;
     for (size_t i = 0; i < a->n; i++) {
         struct added_token *t = &a->tokens[i];
         const struct added_token *named =
             t->pattern == t->content ? t : added_by_text(a, t->pattern, t->n_pattern);
         t->skipped = named && (named->flags & ADDED_SPECIAL);
     }
-    int rc = make_index(a, &a->raw, 0, err);
+    rc = make_index(a, &a->raw, 0, err);
     return rc ? rc : make_index(a, &a->normalized, ADDED_NORMALIZED, err);
 }
 

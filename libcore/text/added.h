@@ -37,6 +37,8 @@ struct added {
     struct added_token *tokens; // sorted by id once prepared
     size_t n, cap;
     uint32_t next_id;                   // for the next token that the vocabulary lacks
+    uint32_t *slots;                    // hash table: content → its place in tokens + 1
+    size_t n_slots;                     // a power of two, or 0
     struct added_index raw, normalized; // looked for before, and after the normalizer
     struct arena arena;                 // the texts
 };
@@ -50,7 +52,7 @@ void added_begin(struct added *a, const struct vocab *v);
 /*
  * Adds a token. One that the vocabulary or an earlier added token has gets that id, another one the
  * next free one, as the library counts: wanted_id is what the file says (VOCAB_NONE: nothing), and
- * ERR_REFUSED that it says something else. An equal content replaces the flags.
+ * ERR_REFUSED that it says something else. Of equal contents the later one's flags count.
  */
 int added_add(struct added *a, const struct vocab *v, const char *content, size_t n,
               uint32_t wanted_id, unsigned flags, struct err *err);

@@ -55,16 +55,6 @@ static int read_token(struct json_pull *r, struct strbuf *content, unsigned *fla
 static int add_if_new(struct tokenizer *t, uint32_t id, const struct strbuf *content,
                       unsigned flags, struct err *err)
 {
-    for (size_t low = 0, high = t->added.n; low < high;) {
-        size_t mid = (low + high) / 2;
-        const struct added_token *a = &t->added.tokens[mid];
-        if (a->id == id && a->n == content->len && memcmp(a->content, content->data, a->n) == 0)
-            return 0;
-        if (a->id < id)
-            low = mid + 1;
-        else
-            high = mid;
-    }
     if (content->failed)
         return err_set(err, ERR_NO_MEMORY, "tokenizer: out of memory");
     if (added_by_text(&t->added, strbuf_text(content), content->len))
@@ -160,6 +150,20 @@ static int read_member(struct tokenizer *t, struct json_pull *r, struct tokenize
     return json_pull_skip(r, NULL, NULL);
 }
 
+/* A role's token is a special token, also where no list of added tokens has it. One that the
+ * vocabulary lacks gets no id: no model has a row for it. */
+static int add_roles(struct tokenizer *t, struct err *err)
+{
+    int rc = 0;
+    for (int i = 0; i < TOKENIZER_N_ROLES && !rc; i++) {
+        const char *text = t->role_text[i];
+        size_t n = text ? strlen(text) : 0;
+        if (n && vocab_find(t->v, text, n) != VOCAB_NONE && !added_by_text(&t->added, text, n))
+            rc = added_add(&t->added, t->v, text, n, VOCAB_NONE, ADDED_SPECIAL, err);
+    }
+    return rc;
+}
+
 int tokenizer_config_read(struct tokenizer *t, const char *path, struct tokenizer_config *config,
                           struct err *err)
 {
@@ -181,6 +185,8 @@ int tokenizer_config_read(struct tokenizer *t, const char *path, struct tokenize
         rc = read_member(t, &r, config);
     if (!rc)
         rc = json_pull_end(&r);
+    if (!rc)
+        rc = add_roles(t, err);
     json_pull_release(&r);
     sys_free(text);
     return rc;

@@ -157,6 +157,36 @@ TEST(roles_and_added_tokens_of_the_configuration_are_known)
     tokenizer_free(t);
 }
 
+TEST(a_role_is_special_although_no_list_has_it)
+{
+    static const char config[] = "{\"eos_token\": \"b\", \"pad_token\": \"[PAD]\"}";
+    struct err err = {0};
+    struct tokenizer *t = NULL;
+    CHECK_OK(
+        tokenizer_open(&t, write_tokenizer("{" ADDED("<s>", "") MODEL "}", config), NULL, &err),
+        err);
+    EXPECT(tokenizer_is_special(t, 1) && tokenizer_role_id(t, TOKENIZER_EOS) == 1);
+    EXPECT_STR(encode_with(t, "abba", 4, 0), "0 1 1 0");
+    EXPECT_INT(tokenizer_role_id(t, TOKENIZER_PAD), -1);
+    EXPECT_INT(tokenizer_vocab_size(t), 5);
+    tokenizer_free(t);
+}
+
+TEST(of_two_entries_for_one_token_the_later_counts)
+{
+    static const char json[] = "{\"added_tokens\": [{\"id\": 0, \"content\": \"a\", \"special\": "
+                               "true}, {\"id\": 4, \"content\": "
+                               "\"<s>\"}, {\"id\": 0, \"content\": \"a\", \"lstrip\": true}, "
+                               "{\"id\": 4, \"content\": \"<s>\", "
+                               "\"special\": true}], " REPLACE MODEL "}";
+    struct err err = {0};
+    struct tokenizer *t = NULL;
+    CHECK_OK(tokenizer_open(&t, write_tokenizer(json, NULL), NULL, &err), err);
+    EXPECT(!tokenizer_is_special(t, 0) && tokenizer_is_special(t, 4));
+    EXPECT_STR(encode_with(t, "b a", 3, 0), "1 0");
+    tokenizer_free(t);
+}
+
 TEST(what_is_not_known_is_refused_by_name)
 {
     static const struct {
