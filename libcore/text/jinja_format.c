@@ -301,6 +301,8 @@ static int escaped_text_of(struct percent *p, const struct spec *spec, struct ji
     strbuf_init(&raw);
     raw.max = LIMIT_TEMPLATE_OUTPUT_BYTES;
     int rc = text_of(p, spec, v, &raw);
+    if (!rc)
+        rc = jinja_check_strbuf(p->r, &raw);
     if (!rc && spec->conversion == 's' && v.type == JINJA_STR && v.s->markup)
         strbuf_add(out, strbuf_text(&raw), raw.len);
     else if (!rc)
@@ -367,6 +369,7 @@ static int convert(struct percent *p, const struct spec *spec, struct jinja_valu
         JINJA_TRY(number_of(p, spec, v, text, &prefix));
     else
         return jinja_fail(p->r, "unsupported format character '%c'", spec->conversion);
+    JINJA_TRY(jinja_check_strbuf(p->r, text));
     len = text->len;
     struct jinja_str s = {.data = strbuf_text(text), .len = len, .n_chars = JINJA_UNCOUNTED};
     if (strchr("sra", spec->conversion) && spec->precision >= 0)

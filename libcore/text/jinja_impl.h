@@ -257,6 +257,7 @@ int jinja_new_str(struct jinja_render *r, const char *data, size_t len, struct j
 int jinja_borrow_str(struct jinja_render *r, const char *data, size_t len, struct jinja_value *out);
 /* Copies what was built and releases sb; a failed sb is an error. */
 int jinja_take_strbuf(struct jinja_render *r, struct strbuf *sb, struct jinja_value *out);
+int jinja_check_strbuf(struct jinja_render *r, const struct strbuf *sb); // failed: an error
 int jinja_join2(struct jinja_render *r, const struct jinja_str *a, const struct jinja_str *b,
                 struct jinja_value *out);
 /* The same text with or without the mark. */

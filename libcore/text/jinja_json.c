@@ -159,7 +159,5 @@ int jinja_add_json(struct jinja_render *r, struct strbuf *sb, const struct jinja
     JINJA_TRY(jinja_enter(r));
     int rc = add_value(r, sb, style, v, level);
     r->depth--;
-    if (!rc && sb->too_long)
-        return jinja_fail_code(r, ERR_LIMIT, "a text of more than %zu bytes", sb->max);
-    return rc;
+    return rc ? rc : jinja_check_strbuf(r, sb);
 }

@@ -234,9 +234,7 @@ int jinja_add_repr(struct jinja_render *r, struct strbuf *sb, struct jinja_value
     JINJA_TRY(jinja_enter(r));
     int rc = add_repr(r, sb, v);
     r->depth--;
-    if (!rc && sb->too_long)
-        return jinja_fail_code(r, ERR_LIMIT, "a text of more than %zu bytes", sb->max);
-    return rc;
+    return rc ? rc : jinja_check_strbuf(r, sb);
 }
 
 int jinja_add_text(struct jinja_render *r, struct strbuf *sb, struct jinja_value v)

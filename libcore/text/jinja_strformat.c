@@ -130,6 +130,8 @@ static int format_number(struct jinja_render *r, struct strbuf *sb, const struct
         return jinja_fail(r, "zero padding together with '%c' is not supported", spec->group);
     strbuf_init(&text);
     int rc = jinja_add_number(r, &text, &st, v, &prefix);
+    if (!rc)
+        rc = jinja_check_strbuf(r, &text);
     char align = spec->align ? spec->align : spec->zero ? '=' : '>';
     if (!rc)
         rc = add_padded(r, sb, spec, align, strbuf_text(&text), text.len, prefix);
@@ -173,6 +175,8 @@ static int add_value(struct formatter *f, struct strbuf *sb, struct jinja_value 
     strbuf_init(&raw);
     raw.max = LIMIT_TEMPLATE_OUTPUT_BYTES;
     int rc = add_formatted(f->r, &raw, v, spec, len);
+    if (!rc)
+        rc = jinja_check_strbuf(f->r, &raw);
     if (!rc)
         jinja_add_escaped(sb, strbuf_text(&raw), raw.len);
     strbuf_release(&raw);
@@ -292,6 +296,8 @@ static int format_field(struct formatter *f, struct strbuf *sb, const char *s, s
     strbuf_init(&spec);
     spec.max = LIMIT_TEMPLATE_OUTPUT_BYTES;
     int rc = format_text(f, &spec, s + i + 1, len - i - 1, level + 1);
+    if (!rc)
+        rc = jinja_check_strbuf(f->r, &spec);
     if (!rc)
         rc = add_value(f, sb, v, strbuf_text(&spec), spec.len);
     strbuf_release(&spec);

@@ -52,11 +52,18 @@ int jinja_new_str(struct jinja_render *r, const char *data, size_t len, struct j
     return jinja_borrow_str(r, copy, len, out);
 }
 
+int jinja_check_strbuf(struct jinja_render *r, const struct strbuf *sb)
+{
+    if (sb->too_long)
+        return jinja_fail_code(r, ERR_LIMIT, "a text of more than %zu bytes", sb->max);
+    return sb->failed ? jinja_fail_code(r, ERR_NO_MEMORY, "out of memory") : 0;
+}
+
 int jinja_take_strbuf(struct jinja_render *r, struct strbuf *sb, struct jinja_value *out)
 {
-    int rc = sb->too_long ? jinja_fail_code(r, ERR_LIMIT, "a text of more than %zu bytes", sb->max)
-             : sb->failed ? jinja_fail_code(r, ERR_NO_MEMORY, "out of memory")
-                          : jinja_new_str(r, strbuf_text(sb), sb->len, out);
+    int rc = jinja_check_strbuf(r, sb);
+    if (!rc)
+        rc = jinja_new_str(r, strbuf_text(sb), sb->len, out);
     strbuf_release(sb);
     return rc;
 }
