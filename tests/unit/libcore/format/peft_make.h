@@ -31,7 +31,7 @@ static const struct make_tensor make_plain[] = {{Q ".lora_A.weight", 4, 8, 0},
 
 static inline void make_weights(const char *folder, const struct make_tensor *tensors)
 {
-    char path[4400];
+    char path[4600];
     struct err err = {0};
     struct safetensors_writer *w;
     snprintf(path, sizeof path, "%s/adapter_model.safetensors", folder);
@@ -66,14 +66,15 @@ static inline void make_weights(const char *folder, const struct make_tensor *te
 /* `overrides` is a JSON object merged over a sound configuration; may be NULL. */
 static inline void make_config(const char *folder, const char *overrides)
 {
-    char path[4400];
+    char path[4600];
     struct err err = {0};
     json_t *c = json_pack("{s:s, s:i, s:i, s:[s,s], s:s, s:b}", "peft_type", "LORA", "r", 4,
                           "lora_alpha", 8, "target_modules", "q_proj", "v_proj", "task_type",
                           "CAUSAL_LM", "inference_mode", 1);
     json_error_t je;
-    json_t *over = json_loads(overrides ? overrides : "{}", 0, &je);
-    CHECK_MSG(over, "%s: %s", overrides, je.text);
+    const char *changes = overrides ? overrides : "{}";
+    json_t *over = json_loads(changes, 0, &je);
+    CHECK_MSG(over, "%s: %s", changes, je.text);
     json_object_update(c, over);
     json_decref(over);
     char *text = json_dumps(c, 0);

@@ -23,7 +23,7 @@ static const char *folder_of(const char *name)
 
 static void write_text(const char *folder, const char *name, const char *text)
 {
-    char path[4300];
+    char path[4600];
     struct err err = {0};
     snprintf(path, sizeof path, "%s/%s", folder, name);
     CHECK_OK(file_write_atomic(path, text, strlen(text), &err), err);
