@@ -31,7 +31,8 @@ LIBCORE := \
     peft_files peft_match peft_modules peft_names peft_write safetensors safetensors_header safetensors_writer) \
   $(addprefix libcore/text/,added bpe bpe_merge cp_set decode decode_read json_fields json_pull \
     normalize post_process pre_read pre_tokenize regex regex_parse token_stream tokenizer \
-    tokenizer_config tokenizer_open unicode unicode_late unicode_table vocab vocab_build word_cache) \
+    tokenizer_config tokenizer_open unicode unicode_late unicode_table vocab vocab_build \
+    vocab_merges word_cache) \
   libcore/text/chat_template \
   $(addprefix libcore/text/jinja_,attr call case compare dict eval exec filters_lazy filters_misc \
     filters_seq filters_text format globals iter json lex loop methods methods_find methods_make \

@@ -227,11 +227,10 @@ void vocab_free(struct vocab *v)
 
 /* ---- lookups ---- */
 
-uint32_t vocab_find(const struct vocab *v, const char *text, size_t n)
+uint32_t vocab_find_hashed(const struct vocab *v, uint64_t h, const char *text, size_t n)
 {
     if (!v->n_tokens)
         return VOCAB_NONE;
-    uint64_t h = vocab_hash(text, n);
     uint32_t tag = (uint32_t)(h >> 32);
     for (uint32_t i = (uint32_t)h & v->slot_mask; v->slots[i].id != VOCAB_NONE;
          i = (i + 1) & v->slot_mask) {
@@ -240,6 +239,11 @@ uint32_t vocab_find(const struct vocab *v, const char *text, size_t n)
             return v->slots[i].id;
     }
     return VOCAB_NONE;
+}
+
+uint32_t vocab_find(const struct vocab *v, const char *text, size_t n)
+{
+    return vocab_find_hashed(v, vocab_hash(text, n), text, n);
 }
 
 const struct vocab_merge *vocab_find_merge(const struct vocab *v, uint32_t left, uint32_t right)

@@ -3,42 +3,15 @@
 
 #include "libcore/base/limits.h"
 #include "libcore/base/sys.h"
-#include "libcore/text/json_pull.h"
-#include "libcore/text/unicode.h"
-#include "libcore/text/vocab_impl.h"
+#include "libcore/text/vocab_build_impl.h"
 
-enum { PAIR_BITS_LARGE = 23, PAIR_BITS_SMALL = 20, LARGE_MERGES = 100000, MAX_PREFIX = 64 };
-
-struct entry {
-    uint32_t offset, len, id;
-};
-
-struct builder {
-    struct json_pull r;
-    struct strbuf text, rest;
-    struct entry *entries; // vocab in the order of the file
-    size_t n_entries, cap_entries;
-    struct vocab v; // what lookups need while merges are read
-    struct vocab_token *tokens;
-    struct vocab_slot *slots;
-    struct vocab_merge *list; // merges by rank
-    size_t n_list, cap_list;
-    struct vocab_merge *merges;
-    struct vocab_added *added;
-    size_t n_added, cap_added;
-    uint64_t *pairs;
-    char prefix[MAX_PREFIX];
-    size_t prefix_len, prefix_len_used;
-    const char *merges_at; // where model.merges stands
-};
-
-static int no_memory(struct builder *b)
+int vocab_no_memory(struct builder *b)
 {
     return err_set(b->r.err, ERR_NO_MEMORY, "%s: out of memory", b->r.name);
 }
 
 /* Doubles *array when it is full. */
-static int grow(struct builder *b, void **array, size_t n, size_t *cap, size_t item)
+int vocab_grow(struct builder *b, void **array, size_t n, size_t *cap, size_t item)
 {
     if (n < *cap)
         return 0;
@@ -48,14 +21,14 @@ static int grow(struct builder *b, void **array, size_t n, size_t *cap, size_t i
     size_t more = *cap ? *cap * 2 : 1024;
     void *p = sys_reallocarray(*array, more, item);
     if (!p)
-        return no_memory(b);
+        return vocab_no_memory(b);
     *array = p;
     *cap = more;
     return 0;
 }
 
 /* The smallest power of two with at least 1/2 of it free (a load that keeps probes short). */
-static uint32_t table_size(size_t n)
+uint32_t vocab_table_size(size_t n)
 {
     uint32_t size = 16;
     while (size < n + n / 2)
@@ -73,11 +46,11 @@ static int read_entry(struct builder *b)
     int rc = json_pull_key(&b->r, &s, &n);
     if (rc)
         return rc;
-    rc = grow(b, (void **)&b->entries, b->n_entries, &b->cap_entries, sizeof *b->entries);
+    rc = vocab_grow(b, (void **)&b->entries, b->n_entries, &b->cap_entries, sizeof *b->entries);
     if (rc)
         return rc;
-    struct entry *e = &b->entries[b->n_entries++];
-    *e = (struct entry){.offset = (uint32_t)b->text.len, .len = (uint32_t)n};
+    struct vocab_entry *e = &b->entries[b->n_entries++];
+    *e = (struct vocab_entry){.offset = (uint32_t)b->text.len, .len = (uint32_t)n};
     strbuf_add(&b->text, s, n);
     rc = json_pull_integer(&b->r, &id);
     if (rc)
@@ -91,7 +64,7 @@ static int read_entry(struct builder *b)
     return 0;
 }
 
-static int add_slot(struct builder *b, const struct entry *e)
+static int add_slot(struct builder *b, const struct vocab_entry *e)
 {
     uint64_t h = vocab_hash(b->text.data + e->offset, e->len);
     uint32_t tag = (uint32_t)(h >> 32), i = (uint32_t)h & b->v.slot_mask;
@@ -112,11 +85,11 @@ static int add_slot(struct builder *b, const struct entry *e)
 
 static int index_vocab(struct builder *b)
 {
-    uint32_t n_slots = table_size(b->n_entries);
+    uint32_t n_slots = vocab_table_size(b->n_entries);
     b->tokens = sys_reallocarray(NULL, b->v.n_ids, sizeof *b->tokens);
     b->slots = sys_reallocarray(NULL, n_slots, sizeof *b->slots);
     if (!b->tokens || !b->slots || b->text.failed)
-        return no_memory(b);
+        return vocab_no_memory(b);
     memset(b->tokens, 0xFF, b->v.n_ids * sizeof *b->tokens);
     memset(b->slots, 0xFF, n_slots * sizeof *b->slots);
     b->v.slot_mask = n_slots - 1;
@@ -140,163 +113,6 @@ static int read_vocab(struct builder *b)
     while (!rc && !(rc = json_pull_next(&b->r, '}', &first, &more)) && more)
         rc = read_entry(b);
     return rc ? rc : index_vocab(b);
-}
-
-/* ---- merges ---- */
-
-static int unknown_in_merge(struct builder *b, const char *s, size_t n)
-{
-    return err_set(b->r.err, ERR_CORRUPT,
-                   "%s: merge %zu needs the token '%.*s', which model.vocab lacks", b->r.name,
-                   b->n_list, n > 60 ? 60 : (int)n, s);
-}
-
-/* The product of two tokens: the text of left and that of right without the continuing prefix. */
-static uint32_t find_product(const struct builder *b, uint32_t left, uint32_t right,
-                             const char **text, size_t *n, char *buffer, size_t room)
-{
-    const struct vocab_token *l = &b->tokens[left], *r = &b->tokens[right];
-    *text = buffer;
-    *n = 0;
-    if (r->len < b->prefix_len || l->len + r->len - b->prefix_len > room)
-        return VOCAB_NONE;
-    memcpy(buffer, b->text.data + l->offset, l->len);
-    memcpy(buffer + l->len, b->text.data + r->offset + b->prefix_len, r->len - b->prefix_len);
-    *n = l->len + r->len - b->prefix_len;
-    return vocab_find(&b->v, buffer, *n);
-}
-
-static int add_merge(struct builder *b, uint32_t left, uint32_t right)
-{
-    char buffer[4096];
-    const char *text;
-    size_t n;
-    uint32_t product = find_product(b, left, right, &text, &n, buffer, sizeof buffer);
-    if (product == VOCAB_NONE)
-        return unknown_in_merge(b, text, n);
-    int rc = grow(b, (void **)&b->list, b->n_list, &b->cap_list, sizeof *b->list);
-    if (rc)
-        return rc;
-    b->list[b->n_list] = (struct vocab_merge){left, right, (uint32_t)b->n_list, product};
-    b->n_list++;
-    return 0;
-}
-
-/* "left right": exactly one space. Lines that begin with #version are no merges. */
-static int read_merge_string(struct builder *b)
-{
-    const char *s;
-    size_t n;
-    int rc = json_pull_string(&b->r, &s, &n);
-    if (rc)
-        return rc;
-    if (n >= 8 && memcmp(s, "#version", 8) == 0)
-        return 0;
-    const char *space = memchr(s, ' ', n);
-    if (!space || memchr(space + 1, ' ', n - (size_t)(space - s) - 1))
-        return json_pull_fail(&b->r, "a merge is two tokens with one space between them");
-    uint32_t left = vocab_find(&b->v, s, (size_t)(space - s));
-    if (left == VOCAB_NONE)
-        return unknown_in_merge(b, s, (size_t)(space - s));
-    uint32_t right = vocab_find(&b->v, space + 1, n - (size_t)(space - s) - 1);
-    if (right == VOCAB_NONE)
-        return unknown_in_merge(b, space + 1, n - (size_t)(space - s) - 1);
-    return add_merge(b, left, right);
-}
-
-static int read_merge_pair(struct builder *b)
-{
-    uint32_t id[2];
-    size_t k = 0;
-    bool first = true, more;
-    int rc = json_pull_begin(&b->r, '[');
-    while (!rc && !(rc = json_pull_next(&b->r, ']', &first, &more)) && more) {
-        const char *s;
-        size_t n;
-        if (k == 2)
-            return json_pull_fail(&b->r, "a merge has two tokens");
-        rc = json_pull_string(&b->r, &s, &n);
-        if (rc)
-            return rc;
-        id[k] = vocab_find(&b->v, s, n);
-        if (id[k++] == VOCAB_NONE)
-            return unknown_in_merge(b, s, n);
-    }
-    if (rc)
-        return rc;
-    return k == 2 ? add_merge(b, id[0], id[1]) : json_pull_fail(&b->r, "a merge has two tokens");
-}
-
-static int read_merges(struct builder *b)
-{
-    bool first = true, more;
-    b->n_list = 0;
-    b->v.text = strbuf_text(&b->text);
-    b->prefix_len_used = b->prefix_len;
-    int rc = json_pull_begin(&b->r, '[');
-    while (!rc && !(rc = json_pull_next(&b->r, ']', &first, &more)) && more)
-        rc = json_pull_peek(&b->r) == '"' ? read_merge_string(b) : read_merge_pair(b);
-    return rc;
-}
-
-/* Of a pair that is listed twice the later one counts. */
-static int index_merges(struct builder *b)
-{
-    uint32_t n_slots = table_size(b->n_list);
-    b->merges = sys_reallocarray(NULL, n_slots, sizeof *b->merges);
-    if (!b->merges)
-        return no_memory(b);
-    memset(b->merges, 0xFF, n_slots * sizeof *b->merges);
-    b->v.merge_mask = n_slots - 1;
-    for (size_t k = 0; k < b->n_list; k++) {
-        const struct vocab_merge *m = &b->list[k];
-        uint32_t i = (uint32_t)vocab_hash_pair(m->left, m->right) & b->v.merge_mask;
-        while (b->merges[i].left != VOCAB_NONE &&
-               (b->merges[i].left != m->left || b->merges[i].right != m->right))
-            i = (i + 1) & b->v.merge_mask;
-        b->merges[i] = *m;
-    }
-    b->v.n_merges = (uint32_t)b->n_list;
-    return 0;
-}
-
-/* ---- pairs of characters inside products ---- */
-
-static void add_pairs_of(struct builder *b, const struct vocab_token *t)
-{
-    const char *s = b->text.data + t->offset;
-    uint32_t before = 0;
-    for (size_t i = 0, len; i < t->len; i += len) {
-        uint32_t c = utf8_decode(s + i, &len);
-        if (i) {
-            uint32_t bit = (uint32_t)vocab_hash_pair(before, c) & b->v.pair_mask;
-            b->pairs[bit / 64] |= UINT64_C(1) << bit % 64;
-        }
-        before = c;
-    }
-}
-
-/* Only for models that get long pieces: behind a ByteLevel pre-tokenizer they are words. */
-static int make_pairs(struct builder *b)
-{
-    if (strstr(strbuf_text(&b->rest), "\"ByteLevel\"") || b->prefix_len)
-        return 0;
-    uint32_t n_bits = 1u << (b->n_list >= LARGE_MERGES ? PAIR_BITS_LARGE : PAIR_BITS_SMALL);
-    b->pairs = sys_calloc(n_bits / 64, sizeof *b->pairs);
-    bool *seen = sys_calloc(b->v.n_ids, sizeof *seen);
-    if (!b->pairs || !seen) {
-        sys_free(seen);
-        return no_memory(b);
-    }
-    b->v.pair_mask = n_bits - 1;
-    for (size_t k = 0; k < b->n_list; k++) {
-        uint32_t product = b->list[k].product;
-        if (!seen[product])
-            add_pairs_of(b, &b->tokens[product]);
-        seen[product] = true;
-    }
-    sys_free(seen);
-    return 0;
 }
 
 /* ---- added tokens ---- */
@@ -357,7 +173,7 @@ static int read_added_token(struct builder *b)
     if (!rc && (!has_id || !has_content))
         rc = json_pull_fail(&b->r, "an added token needs id and content");
     if (!rc)
-        rc = grow(b, (void **)&b->added, b->n_added, &b->cap_added, sizeof *b->added);
+        rc = vocab_grow(b, (void **)&b->added, b->n_added, &b->cap_added, sizeof *b->added);
     if (!rc)
         b->added[b->n_added++] = a;
     return rc;
@@ -423,7 +239,7 @@ static int read_model_member(struct builder *b, bool *first)
         return read_vocab(b);
     if (n == 6 && memcmp(key, "merges", 6) == 0 && after == '[') {
         b->merges_at = b->r.p;
-        return b->tokens ? read_merges(b) : json_pull_skip(&b->r, NULL, NULL);
+        return b->tokens ? vocab_read_merges(b) : json_pull_skip(&b->r, NULL, NULL);
     }
     if (n == 5 && memcmp(key, "vocab", 5) == 0) // a list: Unigram, refused by its type
         return json_pull_skip(&b->r, NULL, NULL);
@@ -448,7 +264,7 @@ static int read_model(struct builder *b)
         return 0;
     const char *end = b->r.p; // merges stood before what they need: once more
     b->r.p = b->merges_at;
-    rc = read_merges(b);
+    rc = vocab_read_merges(b);
     if (!rc)
         b->r.p = end;
     return rc;
@@ -527,7 +343,7 @@ static int make_block(struct builder *b, uint8_t **block, size_t *size)
     h.size = layout(b, NULL, &h);
     *block = sys_calloc(1, h.size);
     if (!*block)
-        return no_memory(b);
+        return vocab_no_memory(b);
     *size = h.size;
     layout(b, *block, &h);
     memcpy(*block, &h, sizeof h);
@@ -542,15 +358,16 @@ int vocab_build(uint8_t **block, size_t *size, const char *json, size_t n, const
     json_pull_init(&b.r, json, n, name, err);
     strbuf_init(&b.text);
     strbuf_init(&b.rest);
+    strbuf_init(&b.left);
     int rc = read_file(&b);
     if (!rc && (b.text.failed || b.rest.failed))
-        rc = no_memory(&b);
+        rc = vocab_no_memory(&b);
     if (!rc && !b.tokens)
         b.v.slot_mask = 0;
     if (!rc)
-        rc = index_merges(&b);
+        rc = vocab_index_merges(&b);
     if (!rc && b.tokens)
-        rc = make_pairs(&b);
+        rc = vocab_make_pairs(&b);
     if (!rc)
         rc = make_block(&b, block, size);
     sys_free(b.entries);
@@ -562,6 +379,7 @@ int vocab_build(uint8_t **block, size_t *size, const char *json, size_t n, const
     sys_free(b.pairs);
     strbuf_release(&b.text);
     strbuf_release(&b.rest);
+    strbuf_release(&b.left);
     json_pull_release(&b.r);
     return rc;
 }

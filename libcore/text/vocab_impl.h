@@ -61,6 +61,8 @@ static inline uint64_t vocab_hash_pair(uint32_t a, uint32_t b)
     return h ^ h >> 29;
 }
 
+uint32_t vocab_find_hashed(const struct vocab *v, uint64_t hash, const char *text, size_t n);
+
 /* Reads the JSON text and builds the block. `name` is for messages. */
 int vocab_build(uint8_t **block, size_t *size, const char *json, size_t n, const char *name,
                 struct err *err);
