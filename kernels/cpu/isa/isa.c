@@ -7,21 +7,40 @@ static size_t panel_index(size_t k_idx, size_t row)
     return (k_idx / 2 * ISA_PANEL + row) * 2 + (k_idx & 1);
 }
 
+enum { PACK_COLUMNS = 64 };
+
+/* Columns [k0, k1) of a row, both even where k1 is not the end; 16-bit values go in pairs. */
+static void pack_columns(enum dtype t, char *panel, size_t row, const char *from, size_t k0,
+                         size_t k1)
+{
+    if (t == DTYPE_F32) {
+        for (size_t j = k0; j < k1; j++)
+            memcpy(panel + (j * ISA_PANEL + row) * 4, from + j * 4, 4);
+        return;
+    }
+    size_t j = k0;
+    for (; j + 2 <= k1; j += 2)
+        memcpy(panel + (j / 2 * ISA_PANEL + row) * 4, from + j * 2, 4);
+    if (j < k1)
+        memcpy(panel + panel_index(j, row) * 2, from + j * 2, 2);
+}
+
+/* All rows of a panel pass a few columns at a time, so that what is written stays in the cache. */
 void isa_pack_rows(enum dtype t, void *w, size_t k, size_t row0, size_t n_rows, const void *src,
                    size_t stride)
 {
     size_t panel_bytes = isa_panel_bytes(t, k);
-    for (size_t i = 0; i < n_rows; i++) {
-        size_t row = row0 + i;
-        char *panel = (char *)w + row / ISA_PANEL * panel_bytes;
+    for (size_t i = 0; i < n_rows;) {
+        size_t first = (row0 + i) % ISA_PANEL, n = ISA_PANEL - first;
+        n = n < n_rows - i ? n : n_rows - i;
+        char *panel = (char *)w + (row0 + i) / ISA_PANEL * panel_bytes;
         const char *from = (const char *)src + i * stride;
-        if (t == DTYPE_F32) {
-            for (size_t j = 0; j < k; j++)
-                memcpy(panel + (j * ISA_PANEL + row % ISA_PANEL) * 4, from + j * 4, 4);
-        } else {
-            for (size_t j = 0; j < k; j++)
-                memcpy(panel + panel_index(j, row % ISA_PANEL) * 2, from + j * 2, 2);
+        for (size_t k0 = 0; k0 < k; k0 += PACK_COLUMNS) {
+            size_t k1 = k - k0 < PACK_COLUMNS ? k : k0 + PACK_COLUMNS;
+            for (size_t r = 0; r < n; r++)
+                pack_columns(t, panel, first + r, from + r * stride, k0, k1);
         }
+        i += n;
     }
 }
 

@@ -239,10 +239,10 @@ static void pack_x(struct packed_rows *p, const float *x, size_t ldx, size_t n_r
         size_t rows = n_rows - row < m ? n_rows - row : m;
         if (rows < m || n_k < p->n_k)
             memset(to, 0, m * p->n_k * sizeof *to);
-        for (size_t r = 0; r < rows; r++) {
-            const float *from = x + (row + r) * ldx;
-            for (size_t k = 0; k < n_k; k++)
-                to[k * m + r] = from[k];
+        const float *from = x + row * ldx;
+        for (size_t k = 0; k < n_k; k++) {
+            for (size_t r = 0; r < rows; r++)
+                to[k * m + r] = from[r * ldx + k];
         }
         to += m * p->n_k;
         row += rows;
