@@ -4,7 +4,7 @@
 #define ISA_NAME      "avx2"
 #define ISA_SYMBOL    isa_avx2
 #define ISA_WIDTH     8
-#define ISA_BLOCKS(X) X(1, 2) X(1, 1) X(2, 1) X(3, 1)
+#define ISA_BLOCKS(X) X(1, 8) X(1, 4) X(2, 4) X(3, 2) X(4, 2) X(5, 2) X(6, 2)
 #include "kernels/cpu/isa/simd.h"
 #else
 typedef int isa_avx2_is_not_for_this_processor;

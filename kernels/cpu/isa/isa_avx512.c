@@ -5,7 +5,7 @@
 #define ISA_SYMBOL isa_avx512
 #define ISA_WIDTH  16
 #define ISA_BLOCKS(X)                                                                              \
-    X(1, 4) X(1, 1) X(2, 4) X(2, 1) X(3, 2) X(3, 1) X(4, 2) X(4, 1) X(6, 2) X(6, 1) X(8, 1) X(12, 1)
+    X(1, 8) X(1, 2) X(2, 8) X(2, 2) X(3, 4) X(3, 2) X(4, 4) X(4, 2) X(6, 4) X(6, 2) X(8, 2) X(12, 2)
 #include "kernels/cpu/isa/simd.h"
 #else
 typedef int isa_avx512_is_not_for_this_processor;

@@ -2,5 +2,5 @@
 #define ISA_NAME      "plain"
 #define ISA_SYMBOL    isa_plain
 #define ISA_WIDTH     4
-#define ISA_BLOCKS(X) X(1, 1)
+#define ISA_BLOCKS(X) X(1, 8) X(2, 4)
 #include "kernels/cpu/isa/simd.h"

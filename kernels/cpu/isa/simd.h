@@ -147,78 +147,78 @@ INLINE void load_sums(vf *acc, const float *y, int n, bool add)
 }
 
 /*
- * One pass: M rows of packed activations, x[k][M], over U panels `stride` bytes apart, n_steps k
- * (16-bit types: pairs of k). Only the first `rows` rows are read from and written to y.
+ * One pass: M rows of packed activations, x[k][M], over V vectors of outputs (a part of a panel, or
+ * whole panels `stride` bytes apart), n_steps k (16-bit types: pairs of k). Only the first `rows`
+ * rows are read from and written to y.
  */
-#define DEFINE_BLOCK(M, U)                                                                         \
-    INLINE void block_##M##x##U(enum dtype t, const char *w, size_t stride, size_t n_steps,        \
+#define DEFINE_BLOCK(M, V)                                                                         \
+    INLINE void block_##M##x##V(enum dtype t, const char *w, size_t stride, size_t n_steps,        \
                                 const float *x, size_t rows, float *y, size_t ldy, bool add)       \
     {                                                                                              \
-        enum { N = (U)*PANEL_VECTORS };                                                            \
-        vf acc[M][N];                                                                              \
+        vf acc[M][V];                                                                              \
         UNROLL for (int m = 0; m < (M); m++)                                                       \
-            load_sums(acc[m], y + m * ldy, N, add && m < (int)rows);                               \
+            load_sums(acc[m], y + m * ldy, (V), add && m < (int)rows);                             \
         for (size_t i = 0; i < n_steps; i++, w += ISA_PANEL * 4) {                                 \
-            vu v[N];                                                                               \
-            UNROLL for (int n = 0; n < N; n++) memcpy(                                             \
+            vu v[V];                                                                               \
+            UNROLL for (int n = 0; n < (V); n++) memcpy(                                           \
                 &v[n], w + n / PANEL_VECTORS * stride + n % PANEL_VECTORS * W * 4, sizeof v[n]);   \
-            vf part[N];                                                                            \
-            UNROLL for (int n = 0; n < N; n++) part[n] =                                           \
+            vf part[V];                                                                            \
+            UNROLL for (int n = 0; n < (V); n++) part[n] =                                         \
                 t == DTYPE_F32 ? (vf)v[n] : pair_even(t, v[n]);                                    \
             UNROLL for (int m = 0; m < (M); m++)                                                   \
             {                                                                                      \
                 vf xm = splat(x[m]);                                                               \
-                UNROLL for (int n = 0; n < N; n++) acc[m][n] += part[n] * xm;                      \
+                UNROLL for (int n = 0; n < (V); n++) acc[m][n] += part[n] * xm;                    \
             }                                                                                      \
             x += (M);                                                                              \
             if (t == DTYPE_F32)                                                                    \
                 continue;                                                                          \
-            UNROLL for (int n = 0; n < N; n++) part[n] = pair_odd(t, v[n]);                        \
+            UNROLL for (int n = 0; n < (V); n++) part[n] = pair_odd(t, v[n]);                      \
             UNROLL for (int m = 0; m < (M); m++)                                                   \
             {                                                                                      \
                 vf xm = splat(x[m]);                                                               \
-                UNROLL for (int n = 0; n < N; n++) acc[m][n] += part[n] * xm;                      \
+                UNROLL for (int n = 0; n < (V); n++) acc[m][n] += part[n] * xm;                    \
             }                                                                                      \
             x += (M);                                                                              \
         }                                                                                          \
         UNROLL for (int m = 0; m < (M); m++)                                                       \
         {                                                                                          \
             if (m < (int)rows)                                                                     \
-                UNROLL for (int n = 0; n < N; n++) store(y + m * ldy + n * W, acc[m][n]);          \
+                UNROLL for (int n = 0; n < (V); n++) store(y + m * ldy + n * W, acc[m][n]);        \
         }                                                                                          \
     }                                                                                              \
-    static void run_##M##x##U(enum dtype t, const char *w, size_t stride, size_t n_steps,          \
+    static void run_##M##x##V(enum dtype t, const char *w, size_t stride, size_t n_steps,          \
                               const float *x, size_t rows, float *y, size_t ldy, bool add)         \
     {                                                                                              \
         if (t == DTYPE_BF16)                                                                       \
-            block_##M##x##U(DTYPE_BF16, w, stride, n_steps, x, rows, y, ldy, add);                 \
+            block_##M##x##V(DTYPE_BF16, w, stride, n_steps, x, rows, y, ldy, add);                 \
         else if (t == DTYPE_F16)                                                                   \
-            block_##M##x##U(DTYPE_F16, w, stride, n_steps, x, rows, y, ldy, add);                  \
+            block_##M##x##V(DTYPE_F16, w, stride, n_steps, x, rows, y, ldy, add);                  \
         else                                                                                       \
-            block_##M##x##U(DTYPE_F32, w, stride, n_steps, x, rows, y, ldy, add);                  \
+            block_##M##x##V(DTYPE_F32, w, stride, n_steps, x, rows, y, ldy, add);                  \
     }
 
 ISA_BLOCKS(DEFINE_BLOCK)
 
 struct block {
-    unsigned rows, panels;
+    unsigned rows, vectors; // vectors divide a panel's or are whole panels'
     void (*run)(enum dtype t, const char *w, size_t stride, size_t n_steps, const float *x,
                 size_t rows, float *y, size_t ldy, bool add);
 };
 
-#define BLOCK_ENTRY(M, U) {M, U, run_##M##x##U},
-/* By rising rows, then falling panels; every row count that is there has an entry of one panel. */
+#define BLOCK_ENTRY(M, V) {M, V, run_##M##x##V},
+/* By rising rows, then falling vectors; every row count has an entry of at most one panel. */
 static const struct block blocks[] = {ISA_BLOCKS(BLOCK_ENTRY)};
 enum { N_BLOCKS = sizeof blocks / sizeof blocks[0] };
 
 /* The block for n_rows: the smallest that holds them, else the largest. */
-static const struct block *find_block(size_t n_rows, size_t n_panels)
+static const struct block *find_block(size_t n_rows, size_t n_vectors)
 {
     size_t rows = blocks[N_BLOCKS - 1].rows;
     for (int i = N_BLOCKS - 1; i >= 0; i--)
         rows = blocks[i].rows >= n_rows ? blocks[i].rows : rows;
     int i = 0;
-    while (blocks[i].rows != rows || blocks[i].panels > n_panels)
+    while (blocks[i].rows != rows || blocks[i].vectors > n_vectors)
         i++;
     return &blocks[i];
 }
@@ -235,7 +235,7 @@ static void pack_x(struct packed_rows *p, const float *x, size_t ldx, size_t n_r
     p->n_k = (n_k + 1) / 2 * 2;
     float *to = p->x;
     for (size_t row = 0; row < n_rows;) {
-        size_t m = find_block(n_rows - row, 1)->rows;
+        size_t m = find_block(n_rows - row, PANEL_VECTORS)->rows;
         size_t rows = n_rows - row < m ? n_rows - row : m;
         if (rows < m || n_k < p->n_k)
             memset(to, 0, m * p->n_k * sizeof *to);
@@ -249,24 +249,27 @@ static void pack_x(struct packed_rows *p, const float *x, size_t ldx, size_t n_r
     }
 }
 
-/* The packed rows over `n_panels` panels at one block of k. */
+/* The packed rows over `n_panels` panels at one block of k, as many panels at a time as the first
+ * block of rows takes. */
 static void run_panels(enum dtype t, const char *w, size_t stride, size_t n_panels, size_t n_k,
                        const struct packed_rows *p, float *y, size_t ldy, bool add)
 {
     size_t n_steps = t == DTYPE_F32 ? n_k : p->n_k / 2;
     for (size_t panel = 0; panel < n_panels;) {
-        size_t group = find_block(p->n_rows, n_panels - panel)->panels;
+        size_t vectors = find_block(p->n_rows, (n_panels - panel) * PANEL_VECTORS)->vectors;
+        vectors = vectors < PANEL_VECTORS ? PANEL_VECTORS : vectors;
         const float *x = p->x;
         for (size_t row = 0; row < p->n_rows;) {
-            const struct block *b = find_block(p->n_rows - row, group);
+            const struct block *b = find_block(p->n_rows - row, vectors);
             size_t rows = p->n_rows - row < b->rows ? p->n_rows - row : b->rows;
-            for (size_t i = 0; i < group; i += b->panels)
-                b->run(t, w + (panel + i) * stride, stride, n_steps, x, rows,
-                       y + row * ldy + (panel + i) * ISA_PANEL, ldy, add);
+            for (size_t v = 0; v < vectors; v += b->vectors)
+                b->run(t, w + (panel + v / PANEL_VECTORS) * stride + v % PANEL_VECTORS * W * 4,
+                       stride, n_steps, x, rows, y + row * ldy + panel * ISA_PANEL + v * W, ldy,
+                       add);
             x += b->rows * p->n_k;
             row += rows;
         }
-        panel += group;
+        panel += vectors / PANEL_VECTORS;
     }
 }
 
