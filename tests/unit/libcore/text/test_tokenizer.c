@@ -408,3 +408,33 @@ TEST(every_failing_call_comes_out_as_an_error)
     uint64_t n = test_each_fault(SYS_FAULT_ALL, true, open_encode_decode, folder);
     EXPECT_MSG(n > 40, "only %llu calls", (unsigned long long)n);
 }
+
+struct cached {
+    const char *folder, *cache;
+};
+
+static int open_with_cache(void *arg, struct err *err)
+{
+    const struct cached *c = arg;
+    struct tokenizer *t = NULL;
+    int rc = tokenizer_open(&t, c->folder, c->cache, err);
+    if (!rc && strcmp(encode_with(t, "ab", 2, 0), "0 1") != 0)
+        rc = err_set(err, ERR_INTERNAL, "other ids");
+    tokenizer_free(t);
+    return rc;
+}
+
+TEST(the_cache_survives_every_failing_call)
+{
+    char folder[1024], cache[1024];
+    snprintf(folder, sizeof folder, "%s", write_tokenizer("{" MODEL "}", NULL));
+    snprintf(cache, sizeof cache, "%s/failing", test_tmp());
+    usleep(150000);
+    struct cached c = {folder, cache};
+    struct err err = {0};
+    for (int round = 0; round < 2; round++) { // while it is made, and while it is there
+        uint64_t n = test_each_fault(SYS_FAULT_ALL, true, open_with_cache, &c);
+        EXPECT_MSG(n > 10, "only %llu calls", (unsigned long long)n);
+        CHECK_OK(open_with_cache(&c, &err), err);
+    }
+}
