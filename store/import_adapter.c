@@ -118,6 +118,25 @@ static int set_name(struct job *j, const struct adapter *a, struct err *err)
     return rc;
 }
 
+/* The same content may serve two bases, one and its fine-tuned version; the user should know. */
+static int note_other_base(struct job *j, const char *id, struct err *err)
+{
+    json_t *m;
+    if (!*j->out->base_id || manifest_read(j->s, id, &m, NULL) != 0)
+        return 0;
+    const char *was = json_string_value(json_object_get(json_object_get(m, "base"), "fingerprint"));
+    int rc = 0;
+    if (was && *was && strcmp(was, j->out->base_id) != 0) {
+        char text[160];
+        snprintf(text, sizeof text,
+                 "this content was recorded for base %.12s, and is for %.12s too", was,
+                 j->out->base_id);
+        rc = warn(j, err, text);
+    }
+    json_decref(m);
+    return rc;
+}
+
 /* Everything that headers tell, from the source itself, before any byte is copied. */
 static int check_headers(struct job *j, struct err *err)
 {
@@ -241,6 +260,8 @@ static int read_copy(struct job *j, const char *work_folder, struct import_files
         rc = content_id_compute(a, 0, err);
     if (!rc && a->warnings && json_array_size(a->warnings))
         json_array_extend(j->out->warnings, a->warnings);
+    if (!rc)
+        rc = note_other_base(j, a->content_id, err);
     if (!rc)
         rc = publish_files(j, a, f, err);
     adapter_free(a);

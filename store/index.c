@@ -21,6 +21,9 @@ static const char *const sql[STATEMENT_COUNT] = {
         " WHERE object = ?",
     [STATEMENT_PUT_FILE] =
         "INSERT OR REPLACE INTO file(object, path, digest, size) VALUES(?,?,?,?)",
+    [STATEMENT_PUT_BASE] = "INSERT OR IGNORE INTO adapter_base(object, base_id) VALUES(?,?)",
+    [STATEMENT_DELETE_BASES] = "DELETE FROM adapter_base WHERE object = ?",
+    [STATEMENT_HAS_BASE] = "SELECT 1 FROM adapter_base WHERE object = ? AND base_id = ?",
     [STATEMENT_DELETE_FILES] = "DELETE FROM file WHERE object = ?",
     [STATEMENT_DELETE_OBJECT] = "DELETE FROM object WHERE id = ?",
     [STATEMENT_PUT_REF] = "INSERT OR REPLACE INTO ref(name, tag, object, time, object_no)"
@@ -253,7 +256,9 @@ void index_rollback(struct index *x)
 
 int index_clear(struct index *x, struct err *err)
 {
-    return exec(x, "DELETE FROM object; DELETE FROM file; DELETE FROM ref", "emptying it", err);
+    return exec(x,
+                "DELETE FROM object; DELETE FROM file; DELETE FROM ref; DELETE FROM adapter_base",
+                "emptying it", err);
 }
 
 int index_check(struct index *x, bool quick, struct err *err)

@@ -25,7 +25,12 @@ void index_rollback(struct index *x);               // nothing to do: nothing do
 int index_put_object(struct index *x, const struct store_entry *e, struct err *err);
 int index_put_file(struct index *x, const char *id, const char *path, const char *digest,
                    uint64_t size, struct err *err);
-int index_delete_object(struct index *x, const char *id, struct err *err); // and its files
+/* One more base that the adapter is recorded for. */
+int index_put_base(struct index *x, const char *id, const char *base_id, struct err *err);
+/* Sets *has. */
+int index_has_base(struct index *x, const char *id, const char *base_id, bool *has,
+                   struct err *err);
+int index_delete_object(struct index *x, const char *id, struct err *err); // files and bases, too
 int index_put_ref(struct index *x, const char *name, const char *tag, const char *id, uint64_t time,
                   struct err *err);
 int index_delete_ref(struct index *x, const char *name, const char *tag, struct err *err);

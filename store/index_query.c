@@ -57,9 +57,16 @@ int index_put_file(struct index *x, const char *id, const char *path, const char
     return index_run(x, st, err);
 }
 
+int index_put_base(struct index *x, const char *id, const char *base_id, struct err *err)
+{
+    return run_with_texts(x, STATEMENT_PUT_BASE, id, base_id, err);
+}
+
 int index_delete_object(struct index *x, const char *id, struct err *err)
 {
     int rc = run_with_texts(x, STATEMENT_DELETE_FILES, id, NULL, err);
+    if (!rc)
+        rc = run_with_texts(x, STATEMENT_DELETE_BASES, id, NULL, err);
     return rc ? rc : run_with_texts(x, STATEMENT_DELETE_OBJECT, id, NULL, err);
 }
 
@@ -109,6 +116,20 @@ int index_get_ref(struct index *x, const char *name, const char *tag, char id[ST
     sqlite3_reset(st);
     if (rc == 0)
         return err_set(err, ERR_NOT_FOUND, "%s:%s: no such name in the store", name, tag);
+    return rc < 0 ? rc : 0;
+}
+
+int index_has_base(struct index *x, const char *id, const char *base_id, bool *has, struct err *err)
+{
+    *has = false;
+    sqlite3_stmt *st = index_statement(x, STATEMENT_HAS_BASE, err);
+    if (!st)
+        return failed(err);
+    index_bind_text(st, 1, id);
+    index_bind_text(st, 2, base_id);
+    int rc = step(x, st, err);
+    *has = rc == 1;
+    sqlite3_reset(st);
     return rc < 0 ? rc : 0;
 }
 
@@ -319,7 +340,8 @@ static void list_sql(struct strbuf *sb, const struct store_query *q)
     if (q->kinds && q->kinds != STORE_ANY)
         strbuf_addf(sb, " AND o.kind = %u", q->kinds);
     if (q->base_id)
-        strbuf_adds(sb, q->or_unknown_base ? " AND o.base_id IN (?1, '')" : " AND o.base_id = ?1");
+        strbuf_addf(sb, " AND (o.id IN (SELECT object FROM adapter_base WHERE base_id = ?1)%s)",
+                    q->or_unknown_base ? " OR (o.kind = 1 AND o.base_id = '')" : "");
     if (q->tag)
         strbuf_adds(sb, " AND r.tag = ?2");
     // By name it is the primary key's own order: nothing is sorted.

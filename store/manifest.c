@@ -200,6 +200,20 @@ int manifest_entry(const json_t *m, struct store_entry *e, struct err *err)
     return 0;
 }
 
+static int index_bases(struct store *s, const json_t *manifest, const struct store_entry *e,
+                       struct err *err)
+{
+    size_t i;
+    json_t *other;
+    int rc = *e->base_id ? index_put_base(s->index, e->id, e->base_id, err) : 0;
+    json_array_foreach(json_object_get(json_object_get(manifest, "base"), "also"), i, other)
+    {
+        if (!rc && json_is_string(other))
+            rc = index_put_base(s->index, e->id, json_string_value(other), err);
+    }
+    return rc;
+}
+
 int manifest_index(struct store *s, const json_t *manifest, struct err *err)
 {
     struct store_entry e;
@@ -208,6 +222,8 @@ int manifest_index(struct store *s, const json_t *manifest, struct err *err)
         rc = index_delete_object(s->index, e.id, err);
     if (!rc)
         rc = index_put_object(s->index, &e, err);
+    if (!rc)
+        rc = index_bases(s, manifest, &e, err);
     for (size_t i = 0; !rc && i < manifest_n_files(manifest); i++) {
         struct manifest_file f;
         rc = manifest_file_at(manifest, i, &f, err);

@@ -85,18 +85,36 @@ static int find_old(struct store *s, const struct publish *p, bool *known, json_
         *old = NULL;
         return 0;
     }
-    const char *was = base_of(*old), *now = base_of(p->manifest);
-    if (*was && *now && strcmp(was, now) != 0)
-        return err_set(err, ERR_REFUSED, "%s: is recorded for base %.12s, wanted base %.12s",
-                       p->name, was, now);
     return 0;
 }
 
-/* Records the base of content that was imported before its base was known. */
+static bool is_recorded(const json_t *manifest, const char *base_id)
+{
+    size_t i;
+    json_t *other;
+    json_array_foreach(json_object_get(json_object_get(manifest, "base"), "also"), i, other)
+    {
+        const char *id = json_string_value(other);
+        if (id && strcmp(id, base_id) == 0)
+            return true;
+    }
+    return strcmp(base_of(manifest), base_id) == 0;
+}
+
+/* Records a base of content that was imported before: as the last one, the others stay. */
 static int record_base(struct store *s, const struct publish *p, json_t *old, struct err *err)
 {
-    json_t *base = json_object_get(old, "base");
-    if (json_object_set_new(base, "fingerprint", json_string(base_of(p->manifest))) != 0)
+    json_t *base = json_object_get(old, "base"), *also = json_object_get(base, "also");
+    int failed = 0;
+    if (*base_of(old) && !also) {
+        also = json_array();
+        failed = json_object_set_new(base, "also", also);
+    }
+    if (!failed && *base_of(old))
+        failed = json_array_append_new(also, json_string(base_of(old)));
+    if (!failed)
+        failed = json_object_set_new(base, "fingerprint", json_string(base_of(p->manifest)));
+    if (failed)
         return err_set(err, ERR_NO_MEMORY, "%s: no memory", p->name);
     return manifest_write(s, p->id, old, err);
 }
@@ -180,7 +198,7 @@ static int publish_files(struct store *s, const struct publish *p, bool known, j
                          const json_t **indexed, struct err *err)
 {
     *indexed = NULL;
-    if (old && (*base_of(old) || !*base_of(p->manifest)))
+    if (old && (!*base_of(p->manifest) || is_recorded(old, base_of(p->manifest))))
         return 0;
     int rc = known ? begin_rewrite(s, p->id, err) : 0;
     if (rc)

@@ -31,8 +31,7 @@ struct publish {
 };
 
 /* ERR_EXISTS: the name is in use for other content and !force; nothing was changed then.
- * When the id is there without a base and this manifest has one, the base is recorded; ERR_REFUSED
- * when it was recorded for another base. */
+ * When the id is there and this manifest has a base that it was not recorded for, it is. */
 int publish(struct store *s, const struct publish *p, enum publish_state *state, struct err *err);
 
 /* Finishes what a killed process had begun to change of known objects. Under the store's lock. */

@@ -26,6 +26,11 @@ const char *const schema_migrations[] = {
     " name TEXT NOT NULL, tag TEXT NOT NULL, object TEXT NOT NULL, object_no INTEGER,"
     " time INTEGER NOT NULL,"
     " PRIMARY KEY(name, tag)) WITHOUT ROWID;"
-    "CREATE INDEX ref_object ON ref(object);",
+    "CREATE INDEX ref_object ON ref(object);"
+    // The same content may be recorded for several bases: one and its fine-tuned version.
+    // Columns in the key's order: quick_check of SQLite 3.40 stumbles over others.
+    "CREATE TABLE adapter_base("
+    " base_id TEXT NOT NULL, object TEXT NOT NULL, PRIMARY KEY(base_id, object)) WITHOUT ROWID;"
+    "CREATE INDEX adapter_base_object ON adapter_base(object);",
     NULL,
 };

@@ -318,3 +318,18 @@ int store_list(struct store *s, const struct store_query *q,
 {
     return index_list(s->index, q, row, arg, err);
 }
+
+int store_check_base(struct store *s, const char *id, const char *base_id, struct err *err)
+{
+    struct store_entry e;
+    bool has;
+    int rc = index_has_base(s->index, id, base_id, &has, err);
+    if (rc || has)
+        return rc;
+    rc = store_get(s, id, &e, err);
+    if (!rc && *e.base_id)
+        rc = err_set(err, ERR_REFUSED, "%s: is recorded for base %.12s, wanted base %.12s",
+                     *e.name ? e.name : e.id, e.base_id, base_id);
+    store_entry_release(&e);
+    return rc;
+}

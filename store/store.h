@@ -55,7 +55,8 @@ struct store_entry {
     const char *id;
     const char *name;      // "" when nothing names it
     const char *tags;      // "latest" or "latest,v1": the tags of `name` that point to it
-    const char *base_id;   // adapters: fingerprint of the base, "" when it was never known
+    const char *base_id;   // adapters: fingerprint of the base that was recorded last, "" when
+                           // it was never known
     const char *base_name; // adapters: what the configuration says, "" when nothing
     const char *format;    // "peft", "checkpoint"
     const char *arch;      // bases: "LlamaForCausalLM"; ""
@@ -102,6 +103,10 @@ int store_resolve(struct store *s, const char *ref, unsigned kinds, struct store
 /* The entry of one id; free with store_entry_release(). ERR_NOT_FOUND. */
 int store_get(struct store *s, const char *id, struct store_entry *out, struct err *err);
 void store_entry_release(struct store_entry *e);
+
+/* Whether an adapter may be used with a base: 0 when it is recorded for it, or for none;
+ * ERR_REFUSED when it is recorded for others only. */
+int store_check_base(struct store *s, const char *id, const char *base_id, struct err *err);
 
 /* The manifest of an id: a new reference, to json_decref(). ERR_NOT_FOUND, ERR_CORRUPT. */
 int store_manifest(struct store *s, const char *id, json_t **out, struct err *err);

@@ -3,6 +3,7 @@
 #include <sys/file.h>
 
 #include "libcore/base/file.h"
+#include "store/fsck.h"
 
 TEST(a_folder_without_a_store_says_no_store)
 {
@@ -171,20 +172,47 @@ TEST(the_same_content_twice_is_the_same_and_another_needs_force)
     store_close(s);
 }
 
-TEST(a_base_is_recorded_once_and_another_is_refused)
+TEST(content_is_recorded_for_every_base_that_it_was_imported_for)
 {
-    struct store *s = fake_store(fake_store_path());
+    const char *path = fake_store_path();
+    struct store *s = fake_store(path);
     CHECK(s);
     struct err err = {0};
     enum publish_state state;
-    const char *base = fake_id(100), *other = fake_id(101), *id = fake_id(1);
+    char base[65], other[65], third[65], id[65];
+    snprintf(base, sizeof base, "%s", fake_id(100));
+    snprintf(other, sizeof other, "%s", fake_id(101));
+    snprintf(third, sizeof third, "%s", fake_id(102));
+    snprintf(id, sizeof id, "%s", fake_id(1));
     CHECK_OK(fake_publish(s, id, "", "x", "one", false, &state, &err), err);
     EXPECT_INT(n_rows(s, &(struct store_query){.base_id = base}), 0);
     EXPECT_INT(n_rows(s, &(struct store_query){.base_id = base, .or_unknown_base = true}), 1);
+    EXPECT_INT(store_check_base(s, id, base, &err), 0);
     CHECK_OK(fake_publish(s, id, base, "x", "one", false, &state, &err), err);
-    EXPECT_INT(n_rows(s, &(struct store_query){.base_id = base}), 1);
-    CHECK_CODE(fake_publish(s, id, other, "x", "one", false, &state, &err), ERR_REFUSED, err);
-    EXPECT_INT(n_rows(s, &(struct store_query){.base_id = base}), 1);
+    CHECK_CODE(store_check_base(s, id, other, &err), ERR_REFUSED, err);
+    CHECK_OK(fake_publish(s, id, other, "y", "one", false, &state, &err), err);
+    CHECK_OK(fake_publish(s, id, base, "x", "one", false, &state, &err), err);
+    // A rebuilt index knows both, too.
+    for (int round = 0; round < 2; round++) {
+        EXPECT_INT(n_rows(s, &(struct store_query){.base_id = base}), 2);
+        EXPECT_INT(n_rows(s, &(struct store_query){.base_id = other}), 2);
+        EXPECT_INT(store_check_base(s, id, base, &err), 0);
+        EXPECT_INT(store_check_base(s, id, other, &err), 0);
+        CHECK_CODE(store_check_base(s, id, third, &err), ERR_REFUSED, err);
+        EXPECT_INT(n_rows(s, &(struct store_query){.base_id = third, .or_unknown_base = true}), 0);
+        if (round == 1)
+            break;
+        store_close(s);
+        char command[5000];
+        snprintf(command, sizeof command, "rm '%s'/index.db*", path);
+        CHECK(system(command) == 0);
+        struct fsck_report report;
+        const struct fsck_options opt = {.repair = true};
+        CHECK_OK(store_fsck(path, &opt, &report, NULL, NULL, &err), err);
+        EXPECT_INT(report.n_problems, 0);
+        s = fake_store(path);
+        CHECK(s);
+    }
     store_close(s);
 }
 
