@@ -36,7 +36,7 @@ LIBCORE := \
   libcore/text/chat_template \
   $(addprefix libcore/text/jinja_,attr call case compare dict eval exec filters_lazy filters_misc \
     filters_seq filters_text format globals iter json lex loop methods methods_find methods_make \
-    methods_split ops parse parse_expr render repr scope strformat tests text value) \
+    methods_split ops parse parse_expr parse_ops render repr scope strformat tests text value) \
   $(addprefix libcore/model/,arch_gemma arch_llama arch_mixtral arch_phi arch_qwen bind bind_coverage \
     bind_variants config config_rope fingerprint load \
     module) \

@@ -41,6 +41,8 @@ static int fill_dict(struct jinja_render *r, const struct jinja_args *args, stru
     struct jinja_value pairs;
     if (args->n > 1)
         return jinja_fail(r, "dict expected at most 1 argument, got %zu", args->n);
+    if (args->n && args->pos[0].type == JINJA_UNDEFINED)
+        return jinja_fail_undefined(r, args->pos[0]);
     if (args->n && args->pos[0].type == JINJA_DICT) {
         const struct jinja_dict *from = args->pos[0].dict;
         for (size_t i = 0; i < from->n; i++)

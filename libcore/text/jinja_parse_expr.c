@@ -1,14 +1,12 @@
-/* Expressions of a template, with the precedence of jinja2's parser. */
+/* What expressions are made of: literals, names, and what may follow them. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "libcore/text/jinja_syntax.h"
 
-static int parse_or(struct jinja_parser *p, struct jinja_node **out);
-
-static int pair(struct jinja_parser *p, enum jinja_node_type type, uint32_t line,
-                struct jinja_node *a, struct jinja_node *b, struct jinja_node **out)
+int jinja_new_pair_node(struct jinja_parser *p, enum jinja_node_type type, uint32_t line,
+                        struct jinja_node *a, struct jinja_node *b, struct jinja_node **out)
 {
     struct jinja_node *n;
     JINJA_TRY(jinja_new_node(p, type, line, &n));
@@ -19,7 +17,7 @@ static int pair(struct jinja_parser *p, enum jinja_node_type type, uint32_t line
     return jinja_adopt(p, n, b);
 }
 
-static int add_item(struct jinja_parser *p, struct jinja_node *n, struct jinja_node *item)
+int jinja_add_item(struct jinja_parser *p, struct jinja_node *n, struct jinja_node *item)
 {
     JINJA_TRY(jinja_body_add(p, &n->body, item));
     return jinja_adopt(p, n, item);
@@ -119,7 +117,7 @@ static int list_node(struct jinja_parser *p, struct jinja_node **out)
         if (jinja_at_op(p, "]"))
             break;
         JINJA_TRY(jinja_parse_expression(p, true, &item));
-        JINJA_TRY(add_item(p, *out, item));
+        JINJA_TRY(jinja_add_item(p, *out, item));
     }
     return jinja_expect_op(p, "]");
 }
@@ -135,15 +133,15 @@ static int dict_node(struct jinja_parser *p, struct jinja_node **out)
         if (jinja_at_op(p, "}"))
             break;
         JINJA_TRY(jinja_parse_expression(p, true, &item));
-        JINJA_TRY(add_item(p, *out, item));
+        JINJA_TRY(jinja_add_item(p, *out, item));
         JINJA_TRY(jinja_expect_op(p, ":"));
         JINJA_TRY(jinja_parse_expression(p, true, &item));
-        JINJA_TRY(add_item(p, *out, item));
+        JINJA_TRY(jinja_add_item(p, *out, item));
     }
     return jinja_expect_op(p, "}");
 }
 
-static int parse_primary(struct jinja_parser *p, bool with_namespace, struct jinja_node **out)
+int jinja_parse_primary(struct jinja_parser *p, bool with_namespace, struct jinja_node **out)
 {
     const struct jinja_token *t = jinja_token(p);
     if (t->type == TOKEN_NAME)
@@ -184,10 +182,10 @@ int jinja_parse_tuple(struct jinja_parser *p, enum jinja_tuple_mode mode, bool w
         if (tuple_end(p, end_name))
             break;
         if (mode == JINJA_TUPLE_TARGET)
-            JINJA_TRY(parse_primary(p, with_namespace, &item));
+            JINJA_TRY(jinja_parse_primary(p, with_namespace, &item));
         else
             JINJA_TRY(jinja_parse_expression(p, mode != JINJA_TUPLE_NO_COND, &item));
-        JINJA_TRY(add_item(p, tuple, item));
+        JINJA_TRY(jinja_add_item(p, tuple, item));
         if (!jinja_at_op(p, ","))
             break;
         is_tuple = true;
@@ -284,7 +282,7 @@ static int parse_subscribed(struct jinja_parser *p, struct jinja_node **out)
     *out = first;
     if (!jinja_skip_op(p, ":"))
         return 0;
-    JINJA_TRY(pair(p, NODE_SLICE, line, first, NULL, &n));
+    JINJA_TRY(jinja_new_pair_node(p, NODE_SLICE, line, first, NULL, &n));
     JINJA_TRY(optional_bound(p, n, &n->b));
     if (jinja_skip_op(p, ":"))
         JINJA_TRY(optional_bound(p, n, &n->c));
@@ -301,14 +299,14 @@ static int parse_bracket(struct jinja_parser *p, struct jinja_node *node, uint32
         if (tuple->body.n)
             JINJA_TRY(jinja_expect_op(p, ","));
         JINJA_TRY(parse_subscribed(p, &item));
-        JINJA_TRY(add_item(p, tuple, item));
+        JINJA_TRY(jinja_add_item(p, tuple, item));
     }
     p->pos++;
     if (tuple->body.n != 1)
         for (size_t i = 0; i < tuple->body.n; i++)
             if (tuple->body.items[i]->type == NODE_SLICE)
                 return jinja_parse_fail(p, line, "a slice inside a tuple of indexes");
-    return pair(p, NODE_ITEM, line, node, tuple->body.n == 1 ? item : tuple, out);
+    return jinja_new_pair_node(p, NODE_ITEM, line, node, tuple->body.n == 1 ? item : tuple, out);
 }
 
 static int parse_subscript(struct jinja_parser *p, struct jinja_node *node, struct jinja_node **out)
@@ -320,19 +318,19 @@ static int parse_subscript(struct jinja_parser *p, struct jinja_node *node, stru
     p->pos++; // .
     if (jinja_token(p)->type == TOKEN_INT) {
         JINJA_TRY(number_node(p, &index));
-        return pair(p, NODE_ITEM, line, node, index, out);
+        return jinja_new_pair_node(p, NODE_ITEM, line, node, index, out);
     }
-    JINJA_TRY(pair(p, NODE_ATTR, line, node, NULL, out));
+    JINJA_TRY(jinja_new_pair_node(p, NODE_ATTR, line, node, NULL, out));
     return jinja_expect_name(p, &(*out)->name);
 }
 
 static int parse_call(struct jinja_parser *p, struct jinja_node *node, struct jinja_node **out)
 {
-    JINJA_TRY(pair(p, NODE_CALL, jinja_token(p)->line, node, NULL, out));
+    JINJA_TRY(jinja_new_pair_node(p, NODE_CALL, jinja_token(p)->line, node, NULL, out));
     return parse_call_args(p, *out);
 }
 
-static int parse_postfix(struct jinja_parser *p, struct jinja_node **node)
+int jinja_parse_postfix(struct jinja_parser *p, struct jinja_node **node)
 {
     for (;;) {
         if (jinja_at_op(p, ".") || jinja_at_op(p, "["))
@@ -367,7 +365,7 @@ int jinja_parse_filter(struct jinja_parser *p, struct jinja_node *node, bool sta
         struct jinja_node *n;
         p->pos += !start_inline;
         start_inline = false;
-        JINJA_TRY(pair(p, NODE_FILTER, jinja_token(p)->line, node, NULL, &n));
+        JINJA_TRY(jinja_new_pair_node(p, NODE_FILTER, jinja_token(p)->line, node, NULL, &n));
         JINJA_TRY(dotted_name(p, &n->name));
         if (jinja_at_op(p, "("))
             JINJA_TRY(parse_call_args(p, n));
@@ -395,8 +393,8 @@ static int test_argument(struct jinja_parser *p, struct jinja_node *n)
     n->call = arena_alloc(&p->t->arena, sizeof *n->call);
     if (!n->call)
         return jinja_parse_memory(p);
-    JINJA_TRY(parse_primary(p, false, &arg));
-    JINJA_TRY(parse_postfix(p, &arg));
+    JINJA_TRY(jinja_parse_primary(p, false, &arg));
+    JINJA_TRY(jinja_parse_postfix(p, &arg));
     JINJA_TRY(jinja_body_add(p, &n->call->body, arg));
     return jinja_adopt(p, n, arg);
 }
@@ -407,7 +405,7 @@ static int parse_test(struct jinja_parser *p, struct jinja_node *node, struct ji
     uint32_t line = jinja_token(p)->line;
     p->pos++; // is
     bool negated = jinja_skip_name(p, "not");
-    JINJA_TRY(pair(p, NODE_TEST, line, node, NULL, &n));
+    JINJA_TRY(jinja_new_pair_node(p, NODE_TEST, line, node, NULL, &n));
     JINJA_TRY(dotted_name(p, &n->name));
     if (jinja_at_op(p, "("))
         JINJA_TRY(parse_call_args(p, n));
@@ -415,10 +413,10 @@ static int parse_test(struct jinja_parser *p, struct jinja_node *node, struct ji
         JINJA_TRY(test_argument(p, n));
     n->row = jinja_find_test(n->name->data, n->name->len);
     *out = n;
-    return negated ? pair(p, NODE_NOT, line, n, NULL, out) : 0;
+    return negated ? jinja_new_pair_node(p, NODE_NOT, line, n, NULL, out) : 0;
 }
 
-static int parse_filter_expr(struct jinja_parser *p, struct jinja_node **node)
+int jinja_parse_filter_expr(struct jinja_parser *p, struct jinja_node **node)
 {
     for (;;) {
         if (jinja_at_op(p, "|"))
@@ -430,187 +428,4 @@ static int parse_filter_expr(struct jinja_parser *p, struct jinja_node **node)
         else
             return 0;
     }
-}
-
-/* ---- operators ---- */
-static int parse_unary(struct jinja_parser *p, bool with_filter, struct jinja_node **out)
-{
-    uint32_t line = jinja_token(p)->line;
-    bool minus = jinja_at_op(p, "-");
-    if (minus || jinja_at_op(p, "+")) {
-        struct jinja_node *a;
-        p->pos++;
-        JINJA_TRY(jinja_parse_deeper(p));
-        JINJA_TRY(parse_unary(p, false, &a));
-        p->depth--;
-        JINJA_TRY(pair(p, minus ? NODE_NEG : NODE_POS, line, a, NULL, out));
-    } else {
-        JINJA_TRY(parse_primary(p, false, out));
-    }
-    JINJA_TRY(parse_postfix(p, out));
-    return with_filter ? parse_filter_expr(p, out) : 0;
-}
-
-/* One level of binary operators that group to the left. */
-static int left_assoc(struct jinja_parser *p, const char *const *words, const enum jinja_op *ops,
-                      int (*next)(struct jinja_parser *p, struct jinja_node **out),
-                      struct jinja_node **out)
-{
-    JINJA_TRY(next(p, out));
-    for (;;) {
-        size_t i = 0;
-        uint32_t line = jinja_token(p)->line;
-        while (words[i] && !jinja_at_op(p, words[i]))
-            i++;
-        if (!words[i])
-            return 0;
-        struct jinja_node *right;
-        p->pos++;
-        JINJA_TRY(next(p, &right));
-        JINJA_TRY(pair(p, NODE_BINARY, line, *out, right, out));
-        (*out)->op = ops[i];
-    }
-}
-
-static int parse_operand(struct jinja_parser *p, struct jinja_node **out)
-{
-    return parse_unary(p, true, out);
-}
-
-static int parse_pow(struct jinja_parser *p, struct jinja_node **out)
-{
-    static const char *const words[] = {"**", NULL};
-    static const enum jinja_op ops[] = {JINJA_POW};
-    return left_assoc(p, words, ops, parse_operand, out);
-}
-
-static int parse_product(struct jinja_parser *p, struct jinja_node **out)
-{
-    static const char *const words[] = {"*", "/", "//", "%", NULL};
-    static const enum jinja_op ops[] = {JINJA_MUL, JINJA_DIV, JINJA_FLOORDIV, JINJA_MOD};
-    return left_assoc(p, words, ops, parse_pow, out);
-}
-
-static int parse_concat(struct jinja_parser *p, struct jinja_node **out)
-{
-    struct jinja_node *item, *n;
-    uint32_t line = jinja_token(p)->line;
-    JINJA_TRY(parse_product(p, out));
-    if (!jinja_at_op(p, "~"))
-        return 0;
-    JINJA_TRY(jinja_new_node(p, NODE_CONCAT, line, &n));
-    JINJA_TRY(add_item(p, n, *out));
-    while (jinja_skip_op(p, "~")) {
-        JINJA_TRY(parse_product(p, &item));
-        JINJA_TRY(add_item(p, n, item));
-    }
-    *out = n;
-    return 0;
-}
-
-static int parse_sum(struct jinja_parser *p, struct jinja_node **out)
-{
-    static const char *const words[] = {"+", "-", NULL};
-    static const enum jinja_op ops[] = {JINJA_ADD, JINJA_SUB};
-    return left_assoc(p, words, ops, parse_concat, out);
-}
-
-/* The comparison at the current token, which is then passed. */
-static bool skip_comparison(struct jinja_parser *p, enum jinja_op *op)
-{
-    static const char *const words[] = {"==", "!=", "<", "<=", ">", ">="};
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (jinja_skip_op(p, words[i])) {
-            *op = (enum jinja_op)(JINJA_EQ + i);
-            return true;
-        }
-    if (jinja_skip_name(p, "in")) {
-        *op = JINJA_IN;
-        return true;
-    }
-    if (!jinja_skip_name(p, "not"))
-        return false;
-    *op = JINJA_NOT_IN;
-    if (jinja_skip_name(p, "in"))
-        return true;
-    p->pos--;
-    return false;
-}
-
-static int parse_compare(struct jinja_parser *p, struct jinja_node **out)
-{
-    struct jinja_node *n = NULL, *operand, *right;
-    enum jinja_op op;
-    uint32_t line = jinja_token(p)->line;
-    JINJA_TRY(parse_sum(p, out));
-    while (skip_comparison(p, &op)) {
-        if (!n) {
-            JINJA_TRY(pair(p, NODE_COMPARE, line, *out, NULL, &n));
-            *out = n;
-        }
-        JINJA_TRY(parse_sum(p, &right));
-        JINJA_TRY(pair(p, NODE_OPERAND, line, right, NULL, &operand));
-        operand->op = op;
-        JINJA_TRY(add_item(p, n, operand));
-    }
-    return 0;
-}
-
-static int parse_not(struct jinja_parser *p, struct jinja_node **out)
-{
-    uint32_t line = jinja_token(p)->line;
-    struct jinja_node *a;
-    if (!jinja_skip_name(p, "not"))
-        return parse_compare(p, out);
-    JINJA_TRY(jinja_parse_deeper(p));
-    JINJA_TRY(parse_not(p, &a));
-    p->depth--;
-    return pair(p, NODE_NOT, line, a, NULL, out);
-}
-
-static int parse_and(struct jinja_parser *p, struct jinja_node **out)
-{
-    struct jinja_node *right;
-    JINJA_TRY(parse_not(p, out));
-    for (uint32_t line = jinja_token(p)->line; jinja_skip_name(p, "and");) {
-        JINJA_TRY(parse_not(p, &right));
-        JINJA_TRY(pair(p, NODE_AND, line, *out, right, out));
-    }
-    return 0;
-}
-
-static int parse_or(struct jinja_parser *p, struct jinja_node **out)
-{
-    struct jinja_node *right;
-    JINJA_TRY(parse_and(p, out));
-    for (uint32_t line = jinja_token(p)->line; jinja_skip_name(p, "or");) {
-        JINJA_TRY(parse_and(p, &right));
-        JINJA_TRY(pair(p, NODE_OR, line, *out, right, out));
-    }
-    return 0;
-}
-
-static int parse_cond(struct jinja_parser *p, struct jinja_node **out)
-{
-    uint32_t line = jinja_token(p)->line;
-    JINJA_TRY(parse_or(p, out));
-    while (jinja_skip_name(p, "if")) {
-        struct jinja_node *n, *test, *other = NULL;
-        JINJA_TRY(parse_or(p, &test));
-        if (jinja_skip_name(p, "else"))
-            JINJA_TRY(jinja_parse_expression(p, true, &other));
-        JINJA_TRY(pair(p, NODE_COND, line, *out, test, &n));
-        n->c = other;
-        JINJA_TRY(jinja_adopt(p, n, other));
-        *out = n;
-    }
-    return 0;
-}
-
-int jinja_parse_expression(struct jinja_parser *p, bool with_cond, struct jinja_node **out)
-{
-    JINJA_TRY(jinja_parse_deeper(p));
-    JINJA_TRY(with_cond ? parse_cond(p, out) : parse_or(p, out));
-    p->depth--;
-    return 0;
 }

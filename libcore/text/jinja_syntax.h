@@ -174,7 +174,7 @@ int jinja_body_add(struct jinja_parser *p, struct jinja_body *b, struct jinja_no
 int jinja_adopt(struct jinja_parser *p, struct jinja_node *n, const struct jinja_node *child);
 int jinja_const_str(struct jinja_parser *p, const char *text, size_t len, struct jinja_str **out);
 
-/* jinja_parse_expr.c */
+/* jinja_parse_ops.c */
 int jinja_parse_expression(struct jinja_parser *p, bool with_cond, struct jinja_node **out);
 enum jinja_tuple_mode {
     JINJA_TUPLE_FULL,
@@ -187,6 +187,15 @@ int jinja_parse_tuple(struct jinja_parser *p, enum jinja_tuple_mode mode, bool w
                       const char *end_name, struct jinja_node **out);
 int jinja_parse_filter(struct jinja_parser *p, struct jinja_node *node, bool start_inline,
                        struct jinja_node **out);
+
+/* jinja_parse_expr.c: for jinja_parse_ops.c */
+int jinja_new_pair_node(struct jinja_parser *p, enum jinja_node_type type, uint32_t line,
+                        struct jinja_node *a, struct jinja_node *b, struct jinja_node **out);
+int jinja_add_item(struct jinja_parser *p, struct jinja_node *n, struct jinja_node *item);
+int jinja_parse_primary(struct jinja_parser *p, bool with_namespace, struct jinja_node **out);
+/* Subscripts and calls, then filters and tests, after *node, which they replace. */
+int jinja_parse_postfix(struct jinja_parser *p, struct jinja_node **node);
+int jinja_parse_filter_expr(struct jinja_parser *p, struct jinja_node **node);
 
 /* jinja_scope.c: gives every name its scope and slot. */
 int jinja_resolve_scopes(struct jinja_template *t, struct err *err);
