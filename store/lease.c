@@ -108,10 +108,17 @@ int lease_open(struct lease **out, struct store *s, const char *what, const char
 
 int lease_add(struct lease *l, struct store *s, const char *id, struct err *err)
 {
+    return lease_add_many(l, s, &id, 1, err);
+}
+
+int lease_add_many(struct lease *l, struct store *s, const char *const *ids, size_t n_ids,
+                   struct err *err)
+{
     int rc = store_lock(s, l->what, err);
     if (rc)
         return rc;
-    rc = add_id(l, s, id, err);
+    for (size_t i = 0; !rc && i < n_ids; i++)
+        rc = add_id(l, s, ids[i], err);
     if (!rc)
         rc = write_lease(l, err);
     store_unlock(s);

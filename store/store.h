@@ -150,6 +150,9 @@ int lease_open(struct lease **out, struct store *s, const char *what, const char
                size_t n_ids, struct err *err);
 /* Adds one id. ERR_NOT_FOUND when the store lacks it. */
 int lease_add(struct lease *l, struct store *s, const char *id, struct err *err);
+/* The file is written once for all of them: thousands of lease_add() would write it as often. */
+int lease_add_many(struct lease *l, struct store *s, const char *const *ids, size_t n_ids,
+                   struct err *err);
 void lease_close(struct lease *l);
 
 /* ---- the adapter source ---- */

@@ -36,12 +36,13 @@ static int open_store(const struct names *n, struct store **store, struct err *e
     return rc == ERR_NO_STORE ? 0 : rc;
 }
 
-/* Makes sure that a gc leaves it alone while it is served. */
-static int keep(struct names *n, struct store *store, const char *id, struct err *err)
+/* Makes sure that a gc leaves them alone while they are served. */
+static int keep(struct names *n, struct store *store, const char *const *ids, size_t n_ids,
+                struct err *err)
 {
     if (n->lease)
-        return lease_add(n->lease, store, id, err);
-    return lease_open(&n->lease, store, "serve", &id, 1, err);
+        return lease_add_many(n->lease, store, ids, n_ids, err);
+    return lease_open(&n->lease, store, "serve", ids, n_ids, err);
 }
 
 static int resolve_in_store(struct names *n, const char *ref, struct resolved *r, struct err *err)
@@ -55,8 +56,12 @@ static int resolve_in_store(struct names *n, const char *ref, struct resolved *r
     if (rc == 0)
         rc = store_resolve(store, ref, STORE_ADAPTER, &found, err);
     if (rc == 0) {
+        const char *id = found.id;
         memcpy(r->content_id, found.id, sizeof r->content_id);
-        rc = keep(n, store, found.id, err);
+        if (n->opt.base_fingerprint && *n->opt.base_fingerprint)
+            rc = store_check_base(store, id, n->opt.base_fingerprint, err);
+        if (rc == 0)
+            rc = keep(n, store, &id, 1, err);
     }
     store_close(store);
     return rc;
@@ -285,6 +290,21 @@ static int collect_row(void *arg, const struct store_entry *e)
     return rc;
 }
 
+static int keep_rows(struct names *n, struct store *store, const struct store_rows *all,
+                     struct err *err)
+{
+    if (all->count == 0)
+        return 0;
+    const char **ids = sys_calloc(all->count, sizeof *ids);
+    if (!ids)
+        return err_set(err, ERR_NO_MEMORY, "no memory for %zu adapters", all->count);
+    for (size_t i = 0; i < all->count; i++)
+        ids[i] = all->rows[i].id;
+    int rc = keep(n, store, ids, all->count, err);
+    sys_free(ids);
+    return rc;
+}
+
 static int collect_store(struct names *n, struct store_rows *all, struct err *err)
 {
     struct store *store = NULL;
@@ -296,8 +316,8 @@ static int collect_store(struct names *n, struct store_rows *all, struct err *er
                             .base_id = known ? n->opt.base_fingerprint : NULL,
                             .or_unknown_base = true};
     rc = store_list(store, &q, collect_row, all, err);
-    for (size_t i = 0; rc == 0 && i < all->count; i++)
-        rc = keep(n, store, all->rows[i].id, err);
+    if (rc == 0)
+        rc = keep_rows(n, store, all, err);
     store_close(store);
     return rc;
 }
