@@ -5,9 +5,9 @@
 #include "tests/ops/ops_rig.h"
 
 static const struct ops_case ops_cases[] = {
-    {"bf16", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 16}, 5, 7, 8},
-    {"f16 with f32 adapters", "{}", DTYPE_F16, DTYPE_F32, {1, 16, 7}, 7, 23, 16},
-    {"f32 with f16 adapters", "{}", DTYPE_F32, DTYPE_F16, {64, 5, 2}, 4, 1, 4},
+    {"bf16", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 16}, 5, 7, 8, 0},
+    {"f16 with f32 adapters", "{}", DTYPE_F16, DTYPE_F32, {1, 16, 7}, 7, 23, 16, 0},
+    {"f32 with f16 adapters", "{}", DTYPE_F32, DTYPE_F16, {64, 5, 2}, 4, 1, 4, 0},
     {"qwen2: biases",
      "{\"architectures\":[\"Qwen2ForCausalLM\"],\"model_type\":\"qwen2\"}",
      DTYPE_BF16,
@@ -15,7 +15,8 @@ static const struct ops_case ops_cases[] = {
      {8, 3, 16},
      6,
      9,
-     16},
+     16,
+     0},
     {"qwen3: q and k norms",
      "{\"architectures\":[\"Qwen3ForCausalLM\"],\"model_type\":\"qwen3\"}",
      DTYPE_BF16,
@@ -23,7 +24,8 @@ static const struct ops_case ops_cases[] = {
      {4, 33, 16},
      5,
      3,
-     2},
+     2,
+     0},
     {"gemma3: post norms, windows, tied",
      "{\"architectures\":[\"Gemma3ForCausalLM\"],\"model_type\":\"gemma3_text\",\"sliding_window\":"
      "6,"
@@ -35,7 +37,8 @@ static const struct ops_case ops_cases[] = {
      {8, 3, 16},
      5,
      30,
-     16},
+     16,
+     0},
     {"mixtral: experts",
      "{\"architectures\":[\"MixtralForCausalLM\"],\"model_type\":\"mixtral\","
      "\"num_local_experts\":5,\"num_experts_per_tok\":2}",
@@ -44,9 +47,10 @@ static const struct ops_case ops_cases[] = {
      {8, 3, 16},
      5,
      12,
-     16},
-    {"one row", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 16}, 1, 0, 16},
-    {"twenty rows", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 16}, 20, 33, 64},
+     16,
+     0},
+    {"one row", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 16}, 1, 0, 16, 0},
+    {"twenty rows", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 16}, 20, 33, 64, 0},
     {"adapters of many chunks",
      "{\"hidden_size\":1100,\"num_hidden_layers\":2}",
      DTYPE_BF16,
@@ -54,7 +58,21 @@ static const struct ops_case ops_cases[] = {
      {300, 1024, 16},
      4,
      2,
-     16},
+     16,
+     0},
+    {"a long past", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 16}, 4, 6, 16, 700},
+    {"a long past in big pages, head of 64, windows",
+     "{\"architectures\":[\"Gemma3ForCausalLM\"],\"model_type\":\"gemma3_text\",\"sliding_window\":"
+     "70,"
+     "\"query_pre_attn_scalar\":24,\"hidden_activation\":\"gelu_pytorch_tanh\",\"head_dim\":64,"
+     "\"layer_types\":[\"sliding_attention\",\"full_attention\"],\"tie_word_embeddings\":true}",
+     DTYPE_BF16,
+     DTYPE_BF16,
+     {8, 3, 16},
+     4,
+     6,
+     64,
+     320},
 };
 enum { OPS_N_CASES = sizeof ops_cases / sizeof ops_cases[0] };
 

@@ -21,8 +21,8 @@ enum {
     OPS_MAX_PARTS = 24,
     OPS_MAX_TENSORS = 8,
     OPS_VOCAB = 150,
-    OPS_PAGE_CHUNKS = 2,
-    OPS_CHUNKS = 128
+    OPS_PAGE_CHUNKS = 24,
+    OPS_CHUNKS = 152
 };
 
 /* One row of the table: a model's shape, its types, its rows. */
@@ -33,6 +33,7 @@ struct ops_case {
     uint32_t ranks[OPS_SLOTS - 1]; // of slots 0…2; slot 3 is DoRA, biases, rows, full weights
     uint32_t n_decode, n_prefill;  // rows; the prefill rows are one sequence at position 5
     uint32_t page_tokens;
+    uint32_t past; // 0, or positions before the prefill rows and the first decode row
 };
 
 struct ops_adapter {
@@ -65,7 +66,7 @@ struct ops_rig {
     const struct op_step *view;
     uint32_t pages_per_sequence;
     int32_t tokens[64];
-    uint32_t logit_rows[64], pages[512];
+    uint32_t logit_rows[64], pages[2048];
     struct step_sequence sequences[64];
     struct step_segment segments[8], head_segments[8];
     struct sample_params sampling[64];
@@ -284,11 +285,13 @@ static inline int ops_make_step(struct ops_rig *r, struct err *err)
                        .logit_rows = r->logit_rows,
                        .head_segments = r->head_segments,
                        .sampling = r->sampling};
-    r->pages_per_sequence = 64 / r->c->page_tokens;
+    r->pages_per_sequence = (64 + r->c->past) / r->c->page_tokens;
     for (uint32_t i = 0; i < rows; i++)
         r->tokens[i] = i % 5 == 2 ? 17 : (int32_t)((i * 37 + 3) % OPS_VOCAB);
     for (uint32_t i = 0; i < nd + (r->c->n_prefill > 0); i++) {
         uint32_t n_rows = i < nd ? 1 : r->c->n_prefill, position = i < nd ? 3 + 9 * i % 40 : 5;
+        if (r->c->past && (i == 0 || i == nd))
+            position = r->c->past + i;
         r->sequences[s->n_sequences++] =
             (struct step_sequence){i, n_rows, position, s->n_pages, r->pages_per_sequence, 0};
         for (uint32_t j = 0; j < r->pages_per_sequence; j++)
@@ -349,7 +352,7 @@ static inline int ops_open(struct ops_rig *r, const struct ops_case *c, struct e
 {
     const char *device = getenv("LORA_TEST_DEVICE");
     struct backend_options opt = {.device = device && *device ? device : "cpu"};
-    struct step_limits limits = {64, 64, 64, 8, OPS_SLOTS, 512, c->page_tokens};
+    struct step_limits limits = {64, 64, 64, 8, OPS_SLOTS, 2048, c->page_tokens};
     memset(r, 0, sizeof *r);
     r->c = c;
     r->state = 88172645463325252u;

@@ -4,7 +4,7 @@
  */
 #include "tests/ops/ops_cases.h"
 
-enum { MAX_POSITIONS = 64, MAX_SEQUENCES = 32 };
+enum { MAX_POSITIONS = 1024, MAX_SEQUENCES = 32, STEP_ROWS = 64 };
 
 /* What every sequence was given: qkv rows before rope, by position. */
 struct past {
@@ -40,25 +40,28 @@ static void *write_rows(struct ops_rig *r, const struct op_step *view, const str
     return qkv;
 }
 
-/* Gives every sequence of the step its past, sequence by sequence. */
+/* Gives every sequence of the step its past, 64 rows at a time. */
 static void write_past(struct ops_rig *r, uint32_t layer, struct past *past)
 {
-    int32_t tokens[MAX_POSITIONS] = {0};
+    int32_t tokens[STEP_ROWS] = {0};
     for (uint32_t i = 0; i < r->step.n_sequences; i++) {
-        struct step_sequence seq = r->sequences[i];
-        uint32_t n = seq.position0;
-        seq.position0 = seq.row0 = seq.page0 = 0;
-        seq.n_rows = n;
-        struct step step = {.n_rows = n,
-                            .tokens = tokens,
-                            .sequences = &seq,
-                            .n_sequences = 1,
-                            .pages = r->pages + r->sequences[i].page0,
-                            .n_pages = seq.n_pages};
-        const struct op_step *view;
-        struct err err = {0};
-        CHECK_OK(r->access->prepare(r->session, &step, &view, &err), err);
-        r->access->free(r->session, write_rows(r, view, &step, i, layer, past));
+        uint32_t end = r->sequences[i].position0;
+        for (uint32_t at = 0; at < end; at += STEP_ROWS) {
+            struct step_sequence seq = r->sequences[i];
+            seq.row0 = seq.page0 = 0;
+            seq.position0 = at;
+            seq.n_rows = end - at < STEP_ROWS ? end - at : STEP_ROWS;
+            struct step step = {.n_rows = seq.n_rows,
+                                .tokens = tokens,
+                                .sequences = &seq,
+                                .n_sequences = 1,
+                                .pages = r->pages + r->sequences[i].page0,
+                                .n_pages = seq.n_pages};
+            const struct op_step *view;
+            struct err err = {0};
+            CHECK_OK(r->access->prepare(r->session, &step, &view, &err), err);
+            r->access->free(r->session, write_rows(r, view, &step, i, layer, past));
+        }
     }
 }
 
