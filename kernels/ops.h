@@ -156,6 +156,8 @@ struct op_access {
     void (*wait)(struct op_session *s);
     size_t (*logits_stride)(struct op_session *s); // values between two rows of logits
     double (*epsilon)(struct op_session *s);       // half a unit in the last place of activations
+    /* Bytes a second that a plain read of memory beyond every cache reaches now. */
+    double (*read_bandwidth)(struct op_session *s);
 };
 
 /*
