@@ -108,9 +108,113 @@ static void note_failure(struct session *x, const char *path, const struct err *
                                                  err_name(err->code), "message", err->msg));
 }
 
-// ---- one path ----------------------------------------------------------------------------------
+// ---- the inputs --------------------------------------------------------------------------------
 
-static int import_one(struct session *x, const char *path, struct import_result *r, struct err *err)
+struct input {
+    char *path;
+    enum import_kind kind;
+};
+
+struct inputs {
+    struct input *items;
+    size_t n, cap;
+};
+
+static void inputs_release(struct inputs *in)
+{
+    for (size_t i = 0; i < in->n; i++)
+        sys_free(in->items[i].path);
+    sys_free(in->items);
+}
+
+static int add_input(struct inputs *in, const char *path, struct err *err)
+{
+    if (in->n == in->cap) {
+        size_t cap = in->cap ? in->cap * 2 : 16;
+        struct input *more = sys_reallocarray(in->items, cap, sizeof *more);
+        if (!more)
+            return err_set(err, ERR_NO_MEMORY, "%s: no memory", path);
+        in->items = more;
+        in->cap = cap;
+    }
+    in->items[in->n] = (struct input){sys_strdup(path), import_classify(path)};
+    return in->items[in->n++].path ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", path);
+}
+
+static int add_below(struct inputs *in, const char *folder, struct err *err)
+{
+    char **paths;
+    size_t n;
+    int rc = import_find(folder, &paths, &n, err);
+    if (rc == ERR_NOT_FOUND) { // told with the others, as an input that fails
+        err_clear(err);
+        return add_input(in, folder, err);
+    }
+    if (rc)
+        return rc;
+    for (size_t i = 0; !rc && i < n; i++)
+        rc = add_input(in, paths[i], err);
+    file_free_names(paths, n);
+    return rc;
+}
+
+/* What the arguments stand for; bases first, so that adapters that name them find them. */
+static int collect_inputs(struct inputs *in, const struct cmd_context *ctx, struct err *err)
+{
+    struct inputs all = {0};
+    int rc = 0;
+    for (size_t i = 0; !rc && i < ctx->n_args; i++)
+        rc = recursive && file_is_folder(ctx->args[i]) ? add_below(&all, ctx->args[i], err)
+                                                       : add_input(&all, ctx->args[i], err);
+    for (int bases = 1; bases >= 0; bases--) {
+        for (size_t i = 0; !rc && i < all.n; i++) {
+            if ((all.items[i].kind == IMPORT_BASE) == bases)
+                rc = add_input(in, all.items[i].path, err);
+        }
+    }
+    inputs_release(&all);
+    return rc;
+}
+
+/* Why an input is none, with the way out. */
+static int check_input(const struct input *in, struct err *err)
+{
+    switch (in->kind) {
+    case IMPORT_ADAPTER:
+    case IMPORT_BASE:
+        return 0;
+    case IMPORT_PACK:
+        return err_set(err, ERR_REFUSED, "%s: packs cannot be imported by this version", in->path);
+    case IMPORT_FOLDERS:
+        if (!recursive)
+            cmd_hint("`lora import --recursive %s` looks below it", in->path);
+        return err_set(err, ERR_NOT_FOUND,
+                       "%s: no adapter (adapter_config.json and weights) and no base checkpoint "
+                       "(config.json and weights) in it%s",
+                       in->path, recursive ? " or below" : "");
+    default:
+        return err_set(err, ERR_NOT_FOUND, "%s: %s", in->path,
+                       file_exists(in->path) ? "no adapter: wanted a folder, or a .safetensors "
+                                               "file with adapter_config.json beside it"
+                                             : "no such file or folder");
+    }
+}
+
+/* What will be copied (or hashed); for the progress bar. */
+static uint64_t total_bytes(const struct inputs *in)
+{
+    uint64_t total = 0;
+    for (size_t i = 0; i < in->n; i++) {
+        bool reads = in->items[i].kind == IMPORT_ADAPTER || copy || deep;
+        total += reads && !dry_run ? import_bytes(in->items[i].path, in->items[i].kind) : 0;
+    }
+    return total;
+}
+
+// ---- one input ---------------------------------------------------------------------------------
+
+static int import_one(struct session *x, const struct input *in, struct import_result *r,
+                      struct err *err)
 {
     struct import_options opt = {
         .name = name,
@@ -126,26 +230,14 @@ static int import_one(struct session *x, const char *path, struct import_result 
         .on_bytes = on_bytes,
         .on_bytes_arg = x,
     };
-    progress_label(x->progress, file_base_name(path));
-    switch (import_classify(path)) {
-    case IMPORT_ADAPTER:
-        return import_adapter(x->s, path, &opt, r, err);
-    case IMPORT_BASE:
-        return import_base(x->s, path, &opt, r, err);
-    case IMPORT_PACK:
-        return err_set(err, ERR_REFUSED, "%s: packs cannot be imported by this version", path);
-    case IMPORT_FOLDERS:
-        cmd_hint("`lora import --recursive %s` looks below it", path);
-        return err_set(err, ERR_NOT_FOUND,
-                       "%s: no adapter (adapter_config.json and weights) and no base checkpoint "
-                       "(config.json and weights) in it",
-                       path);
-    default:
-        return err_set(err, ERR_NOT_FOUND, "%s: %s", path,
-                       file_exists(path) ? "no adapter: wanted a folder, or a .safetensors file "
-                                           "with adapter_config.json beside it"
-                                         : "no such file or folder");
-    }
+    int rc = check_input(in, err);
+    if (rc)
+        return rc;
+    if (cmd_interrupted())
+        return err_set(err, ERR_INTERRUPTED, "%s: interrupted", in->path);
+    progress_label(x->progress, file_base_name(in->path));
+    return in->kind == IMPORT_BASE ? import_base(x->s, in->path, &opt, r, err)
+                                   : import_adapter(x->s, in->path, &opt, r, err);
 }
 
 static void hint_for(int code)
@@ -159,17 +251,17 @@ static void hint_for(int code)
 
 /* A failure of one of several inputs is told and the others go on; what concerns the store, and an
  * interruption, ends it all. */
-static int take_path(struct session *x, const char *path, bool alone, struct err *err)
+static int take_input(struct session *x, const struct input *in, bool alone, struct err *err)
 {
     struct import_result r;
     struct err own = {0};
-    int rc = import_one(x, path, &r, &own);
+    int rc = import_one(x, in, &r, &own);
     if (!rc) {
         x->n_done++;
         if (x->ctx->json)
-            note_json(x, path, &r);
+            note_json(x, in->path, &r);
         else
-            note_text(x, path, &r);
+            note_text(x, in->path, &r);
         import_result_release(&r);
         return 0;
     }
@@ -178,29 +270,8 @@ static int take_path(struct session *x, const char *path, bool alone, struct err
         return err_set(err, rc, "%s", own.msg);
     if (!x->ctx->json)
         fprintf(stderr, "error: %s\n", own.msg);
-    note_failure(x, path, &own);
+    note_failure(x, in->path, &own);
     return 0;
-}
-
-static int take_argument(struct session *x, const char *path, bool alone, struct err *err)
-{
-    if (!recursive || !file_is_folder(path))
-        return take_path(x, path, alone, err);
-    char **paths;
-    size_t n;
-    struct err own = {0};
-    int rc = import_find(path, &paths, &n, &own);
-    if (rc && alone)
-        return err_set(err, rc, "%s", own.msg);
-    if (rc) {
-        fprintf(stderr, "error: %s\n", own.msg);
-        note_failure(x, path, &own);
-        return 0;
-    }
-    for (size_t i = 0; !rc && i < n; i++)
-        rc = take_path(x, paths[i], alone && n == 1, err);
-    file_free_names(paths, n);
-    return rc;
 }
 
 // ---- the command -------------------------------------------------------------------------------
@@ -218,12 +289,11 @@ static int open_base(struct session *x, struct err *err)
     return rc;
 }
 
-static int import_all(struct session *x, struct err *err)
+static int import_all(struct session *x, const struct inputs *in, struct err *err)
 {
-    size_t n = x->ctx->n_args;
     int rc = open_base(x, err);
-    for (size_t i = 0; !rc && i < n; i++)
-        rc = take_argument(x, x->ctx->args[i], n == 1, err);
+    for (size_t i = 0; !rc && i < in->n; i++)
+        rc = take_input(x, &in->items[i], in->n == 1, err);
     if (rc || !x->n_failed)
         return rc;
     if (x->n_done == 0)
@@ -232,30 +302,34 @@ static int import_all(struct session *x, struct err *err)
     return err_set(err, ERR_PARTIAL, "%zu of %zu failed", x->n_failed, x->n_failed + x->n_done);
 }
 
-static int check_usage(struct cmd_context *ctx, struct err *err)
+/* What is wrong before a store is opened, or made for nothing. */
+static int check_usage(const struct inputs *in, struct err *err)
 {
-    if (name && (ctx->n_args > 1 || recursive))
-        return err_set(err, ERR_USAGE, "--name is for one path, %s",
-                       recursive ? "--recursive may find several" : "several are given");
-    return 0;
+    if (name && in->n > 1)
+        return err_set(err, ERR_USAGE, "--name is for one path, these are %zu", in->n);
+    return in->n == 1 ? check_input(&in->items[0], err) : 0;
 }
 
 static int run(struct cmd_context *ctx, struct err *err)
 {
     struct session x = {
         .ctx = ctx, .adapters = json_array(), .bases = json_array(), .failures = json_array()};
-    int rc = check_usage(ctx, err);
+    struct inputs in = {0};
+    int rc = collect_inputs(&in, ctx, err);
+    if (!rc)
+        rc = check_usage(&in, err);
     if (!rc)
         rc = dry_run ? cmd_store_open_if_there(ctx, &x.s, err)
                      : cmd_store_open(ctx, true, &x.s, err);
     if (!rc) {
-        x.progress = progress_open(ctx->progress, "import", 0);
-        rc = import_all(&x, err);
+        x.progress = progress_open(ctx->progress, "import", total_bytes(&in));
+        rc = import_all(&x, &in, err);
         progress_free(x.progress);
     }
     if (ctx->json && (!rc || rc == ERR_PARTIAL))
         cmd_print_json(json_pack("{s:O, s:O, s:O, s:b}", "adapters", x.adapters, "bases", x.bases,
                                  "failures", x.failures, "dry_run", dry_run));
+    inputs_release(&in);
     json_decref(x.adapters);
     json_decref(x.bases);
     json_decref(x.failures);

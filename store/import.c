@@ -59,6 +59,32 @@ enum import_kind import_classify(const char *path)
     return peft_looks_like(path) ? IMPORT_ADAPTER : IMPORT_FOLDERS;
 }
 
+static uint64_t bytes_of_adapter(const char *path)
+{
+    struct peft_files files;
+    uint64_t total = 0, size;
+    if (peft_files_list(&files, path, NULL) != 0)
+        return 0;
+    for (size_t i = 0; i < files.n; i++)
+        total += file_size(files.items[i].path, &size, NULL) == 0 ? size : 0;
+    peft_files_release(&files);
+    return total;
+}
+
+uint64_t import_bytes(const char *path, enum import_kind kind)
+{
+    struct checkpoint *c;
+    uint64_t total = 0;
+    if (kind == IMPORT_ADAPTER)
+        return bytes_of_adapter(path);
+    if (kind != IMPORT_BASE || checkpoint_open(&c, path, NULL) != 0)
+        return 0;
+    for (size_t i = 0; i < checkpoint_n_files(c); i++)
+        total += checkpoint_file_at(c, i)->size;
+    checkpoint_free(c);
+    return total;
+}
+
 // ---- folders of folders ------------------------------------------------------------------------
 
 enum { MAX_DEPTH = 8 };

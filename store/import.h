@@ -21,6 +21,9 @@ enum import_kind {
 /* What a path is, by names alone. */
 enum import_kind import_classify(const char *path);
 
+/* Bytes of the files that an import of this path reads; 0 when that is not known. */
+uint64_t import_bytes(const char *path, enum import_kind kind);
+
 struct import_options {
     const char *name;              // NULL: from the content or the path
     const char *tag;               // NULL: "latest"

@@ -162,11 +162,16 @@ int object_read_adapter(const struct store *s, const json_t *manifest, unsigned 
     const char *kind = json_string_value(json_object_get(manifest, "kind"));
     if (!kind || strcmp(kind, "adapter") != 0)
         return err_set(err, ERR_REFUSED, "%.12s: is no adapter", id_of(manifest));
-    char *folder;
-    int rc = object_link_folder(s, manifest, &folder, err);
-    if (!rc)
-        rc = read_and_check(folder, manifest, n_threads, out, err);
-    sys_free(folder);
+    int rc = ERR_NOT_FOUND;
+    // Somebody may be deleting the cache, links and all: then they are made once more.
+    for (int tries = 0; tries < 2 && rc == ERR_NOT_FOUND; tries++) {
+        char *folder;
+        err_clear(err);
+        rc = object_link_folder(s, manifest, &folder, err);
+        if (!rc)
+            rc = read_and_check(folder, manifest, n_threads, out, err);
+        sys_free(folder);
+    }
     if (rc) {
         adapter_free(*out);
         *out = NULL;
