@@ -55,6 +55,10 @@ $(B)/kernels/cpu/isa/isa_avx512.o: ALL_CFLAGS += -mavx512f -mavx512bw -mavx512dq
   -mprefer-vector-width=512
 endif
 
+# Merging says fused multiply-add where it means it: without contraction every instruction set gives the same bits.
+$(B)/libcore/merge/values%.o: ALL_CFLAGS += $(if $(filter release,$(VARIANT)),-O3) -ffp-contract=off \
+  -fno-math-errno -fno-trapping-math
+
 -include $(patsubst %,$(B)/%.d,$(LIBCORE) $(KERNELS) $(STORE) $(CMD) tests/lib/test tests/lib/fake_backend tests/lib/fake_source)
 
 # ---- tests: a folder's tests link only the archives that it may use ----------------------------

@@ -1,0 +1,154 @@
+/* Results by float64 sums: float32 bases, DoRA, float64 inputs. */
+#include <math.h>
+#include <string.h>
+
+#include "libcore/merge/values_impl.h"
+
+/* The sums of one whole row into s->row; returns the row's |L|, for the window. */
+static double sum_row(const struct values *v, struct values_scratch *s, size_t row)
+{
+    double *left = s->left, square = 0;
+    size_t k_all = 0;
+    for (size_t t = 0; t < v->m.n_pairs; t++) {
+        const struct values_pair *p = &v->m.pairs[t];
+        size_t first = p->left.offset + row * p->left.row;
+        for (size_t k = 0; k < p->rank; k++, k_all++) {
+            left[k_all] = p->factor * values_get(p->left.tensor, first + k * p->left.col);
+            square += left[k_all] * left[k_all];
+        }
+    }
+    for (size_t j0 = 0; j0 < v->m.n_cols; j0 += VALUES_CHUNK) {
+        size_t n = v->m.n_cols - j0 < VALUES_CHUNK ? v->m.n_cols - j0 : VALUES_CHUNK;
+        v->k->sums64(left, v->rank, v->right + j0, v->stride, n, s->row + j0);
+    }
+    return sqrt(square) * (1 + 0x1p-20);
+}
+
+/* DoRA: m[row] / ||W + f L R||. */
+static int row_gain(const struct values *v, struct values_scratch *s, const struct values_block *b,
+                    size_t i, double *gain, struct err *err)
+{
+    double square = 0;
+    for (size_t j0 = 0; j0 < v->m.n_cols; j0 += VALUES_CHUNK) {
+        size_t n = v->m.n_cols - j0 < VALUES_CHUNK ? v->m.n_cols - j0 : VALUES_CHUNK;
+        dtype_to_f64(b->source_dtype, values_ptr(b->source_dtype, b->source, i * v->m.n_cols + j0),
+                     s->w64, n);
+        square += v->k->squares64(s->w64, s->row + j0, n);
+    }
+    *gain = values_get(v->m.magnitude, b->row0 + i) / sqrt(square);
+    if (isfinite(*gain))
+        return 0;
+    return err_set(err, isfinite(square) ? ERR_REFUSED : ERR_CORRUPT,
+                   "[%zu, :]: the row's norm is %g, DoRA divides by it", b->row0 + i, sqrt(square));
+}
+
+/* Rounds s->v64 +- s->slack64 to the stored type, into s->bits16 or s->bits. */
+static int round_wide(const struct values *v, struct values_scratch *s, const void *source,
+                      enum dtype source_dtype, size_t row, size_t j0, size_t n, const double *gain,
+                      size_t step, struct err *err)
+{
+    const struct values_kernels *k = v->k;
+    bool is_f32 = v->m.dtype == DTYPE_F32;
+    uint32_t any;
+    if (is_f32) {
+        any = k->round_f32(s->v64, s->slack64, n, s->bits, s->unsure);
+    } else {
+        k->narrow(s->v64, s->slack64, n, s->v, s->slack);
+        any = v->m.dtype == DTYPE_BF16 ? k->round_bf16(s->v, s->slack, n, s->bits16, s->unsure16)
+                                       : k->round_f16(s->v, s->slack, n, s->bits16, s->unsure16);
+    }
+    for (size_t j = 0; any && j < n; j++) {
+        if (is_f32 ? !s->unsure[j] : !s->unsure16[j])
+            continue;
+        double w;
+        uint64_t bits = 0;
+        dtype_to_f64(source_dtype, values_ptr(source_dtype, source, j), &w, 1);
+        int rc = values_settle(v, row, j0 + j, w, gain[j * step], &bits, err);
+        if (rc)
+            return rc;
+        s->bits[j] = (uint32_t)bits;
+        s->bits16[j] = (uint16_t)bits;
+    }
+    return 0;
+}
+
+/* float64 bases: every value in twofold float64. */
+static int exact_chunk(const struct values *v, struct values_scratch *s,
+                       const struct values_block *b, size_t i, size_t j0, size_t n,
+                       const double *gain, size_t step, struct err *err)
+{
+    uint64_t bits[VALUES_CHUNK];
+    for (size_t j = 0; j < n; j++) {
+        int rc = values_settle(v, b->row0 + i, j0 + j, s->w64[j], gain[j * step], &bits[j], err);
+        if (rc)
+            return rc;
+    }
+    values_store(b, DTYPE_F64, i * v->m.n_cols + j0, bits, s->v64, n);
+    return 0;
+}
+
+static int finish_wide(const struct values *v, struct values_scratch *s,
+                       const struct values_block *b, size_t i, double norm, const double *gain,
+                       bool by_column, struct err *err)
+{
+    double window = norm * (double)(v->rank + 8) * 0x1p-53 * 1.01 + 0x1p-1000;
+    size_t step = by_column ? 1 : 0;
+    for (size_t j0 = 0; j0 < v->m.n_cols; j0 += VALUES_CHUNK) {
+        size_t n = v->m.n_cols - j0 < VALUES_CHUNK ? v->m.n_cols - j0 : VALUES_CHUNK;
+        size_t idx = i * v->m.n_cols + j0;
+        const void *source = values_ptr(b->source_dtype, b->source, idx);
+        const double *g = by_column ? gain + j0 : gain;
+        dtype_to_f64(b->source_dtype, source, s->w64, n);
+        v->k->gain64(s->w64, s->row + j0, g, step, v->norms64 + j0, window, n, s->v64, s->slack64);
+        if (v->m.dtype == DTYPE_F64) {
+            int rc = exact_chunk(v, s, b, i, j0, n, g, step, err);
+            if (rc)
+                return rc;
+            continue;
+        }
+        int rc = round_wide(v, s, source, b->source_dtype, b->row0 + i, j0, n, g, step, err);
+        if (rc)
+            return rc;
+        values_store(b, v->m.dtype, idx,
+                     v->m.dtype == DTYPE_F32 ? (const void *)s->bits : (const void *)s->bits16,
+                     s->v64, n);
+    }
+    return 0;
+}
+
+int values_block_wide(const struct values *v, struct values_scratch *s,
+                      const struct values_block *b, struct err *err)
+{
+    for (size_t i = 0; i < b->n_rows; i++) {
+        double norm = sum_row(v, s, b->row0 + i), gain = 1;
+        bool by_column = v->m.magnitude && v->m.by_column;
+        int rc = 0;
+        if (v->m.magnitude && !by_column)
+            rc = row_gain(v, s, b, i, &gain, err);
+        if (!rc)
+            rc = finish_wide(v, s, b, i, norm, by_column ? v->m.column_gains : &gain, by_column,
+                             err);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+int values_add_column_squares(const struct values *v, struct values_scratch *s, size_t row0,
+                              size_t n_rows, const void *source, double *sums, struct err *err)
+{
+    int rc = values_reserve(s, v, err);
+    for (size_t i = 0; !rc && i < n_rows; i++) {
+        sum_row(v, s, row0 + i);
+        for (size_t j0 = 0; j0 < v->m.n_cols; j0 += VALUES_CHUNK) {
+            size_t n = v->m.n_cols - j0 < VALUES_CHUNK ? v->m.n_cols - j0 : VALUES_CHUNK;
+            dtype_to_f64(v->m.source_dtype,
+                         values_ptr(v->m.source_dtype, source, i * v->m.n_cols + j0), s->w64, n);
+            for (size_t j = 0; j < n; j++) {
+                double x = s->w64[j] + s->row[j0 + j];
+                sums[j0 + j] += x * x;
+            }
+        }
+    }
+    return rc;
+}
