@@ -40,7 +40,8 @@ LIBCORE := \
   $(addprefix libcore/model/,arch_gemma arch_llama arch_mixtral arch_phi arch_qwen bind bind_coverage \
     bind_variants config config_rope fingerprint load \
     module) \
-  $(addprefix libcore/merge/,plan plan_layout plan_tensors values values_avx2 values_avx512 values_exact values_narrow values_plain values_wide) \
+  $(addprefix libcore/merge/,companions into_base plan plan_layout plan_tensors recipe stream stream_block stream_list values values_avx2 values_avx512 values_exact values_narrow \
+    values_plain values_wide work) \
   $(addprefix libcore/engine/,adapter_load adapter_place adapter_pool admission batch device_pool engine engine_worker \
     fair kv_cache prefix_cache scheduler sequence trace) \
   libcore/backend

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 enum { STATE_UNREAD, STATE_OFF, STATE_ARMED };
@@ -214,6 +215,29 @@ int sys_ftruncate(int fd, off_t size)
 int sys_fsync(int fd)
 {
     FILE_CALL(int, fsync(fd));
+}
+
+void sys_will_need(int fd, off_t offset, off_t n)
+{
+    if (posix_fadvise(fd, offset, n, POSIX_FADV_WILLNEED) != 0)
+        return; // a pipe, or a file system without it: the read that follows does the work
+}
+
+void sys_forget_pages(const void *p, size_t n)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), first = ((uintptr_t)p + page - 1) / page * page;
+    size_t end = ((uintptr_t)p + n) / page * page;
+    if (end > first && madvise((void *)first, end - first, MADV_DONTNEED) != 0)
+        return;
+}
+
+int sys_disk_free(const char *path, uint64_t *bytes)
+{
+    struct statvfs st;
+    if (file_fault() || statvfs(path, &st) != 0)
+        return -1;
+    *bytes = (uint64_t)st.f_bavail * st.f_frsize;
+    return 0;
 }
 
 void sys_start_writeback(int fd, off_t offset, off_t n)

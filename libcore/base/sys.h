@@ -52,6 +52,10 @@ int sys_fsync(int fd);
 /* Asks the system to start writing these bytes out now, so that a later sync has less to wait for.
  * A hint: no fault point, no result. */
 void sys_start_writeback(int fd, off_t offset, off_t n);
+/* Asks the system to read these bytes before they are asked for. A hint, as above. */
+void sys_will_need(int fd, off_t offset, off_t n);
+/* Tells the system that a mapping's pages may go; they come back from the file. A hint. */
+void sys_forget_pages(const void *p, size_t n);
 int sys_fdatasync(int fd);
 int sys_rename(const char *from, const char *to);
 int sys_rename_noreplace(const char *from, const char *to); // EEXIST when `to` is there
@@ -62,6 +66,7 @@ int sys_mkdir(const char *path, mode_t mode);
 int sys_rmdir(const char *path);
 int sys_chmod(const char *path, mode_t mode);
 int sys_fchmod(int fd, mode_t mode);
+int sys_disk_free(const char *path, uint64_t *bytes); // for this user, on the path's file system
 int sys_stat(const char *path, struct stat *st);
 int sys_lstat(const char *path, struct stat *st);
 int sys_fstat(int fd, struct stat *st);
