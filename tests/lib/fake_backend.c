@@ -513,6 +513,21 @@ static int fake_submit(struct backend *be, struct device_model *m, const struct 
     return 0;
 }
 
+/* A failed step leaves nonsense in the pages that it was to write. */
+static void spoil(struct fake *f, const struct fake_step *s)
+{
+    pthread_mutex_lock(&f->mutex);
+    while (f->n_done < f->n_submitted)
+        pthread_cond_wait(&f->done, &f->mutex);
+    pthread_mutex_unlock(&f->mutex);
+    for (uint32_t i = 0; i < s->step.n_sequences; i++) {
+        const struct step_sequence *q = &s->sequences[i];
+        for (uint32_t p = q->position0; p < q->position0 + q->n_rows; p++)
+            *kv_at(f, s->pages[q->page0 + p / f->limits.page_tokens], p % f->limits.page_tokens) =
+                1;
+    }
+}
+
 static int fake_result(struct backend *be, struct device_model *m, uint64_t ticket,
                        struct step_result *out, struct err *err)
 {
@@ -527,8 +542,10 @@ static int fake_result(struct backend *be, struct device_model *m, uint64_t tick
     f->n_taken = ticket;
     struct fake_step *s = &f->steps[ticket % FAKE_STEPS];
     count_slots(f, s, -1);
-    if (fires(&f->fail_result))
+    if (fires(&f->fail_result)) {
+        spoil(f, s);
         return err_set(err, ERR_DEVICE, "fake: the step fails");
+    }
     *out = (struct step_result){.n_rows = s->step.n_logit_rows,
                                 .ids = s->ids,
                                 .logprobs = s->logprobs,
