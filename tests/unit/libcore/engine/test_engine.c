@@ -1,7 +1,12 @@
+/*
+ * The engine's promises, one by one, over the fake back end.
+ * tiers: check asan tsan
+ */
 #include "tests/unit/libcore/engine/rig.h"
 #include "tests/lib/fault.h"
 
 static const struct fake_options PLAIN = {.pages_per_chunk = 16};
+static const struct fake_options SLOW = {.pages_per_chunk = 16, .threaded = true, .step_us = 200};
 static const struct fake_options THREADED = {.pages_per_chunk = 16, .threaded = true};
 
 TEST(answers_a_base_request)
@@ -576,8 +581,8 @@ TEST(an_adapter_that_finds_no_room_is_served_before_long)
     r.limits.max_slots = 2;
     r.opt.max_running = 4;
     struct err err = {0};
-    CHECK_OK(rig_open(&r, &THREADED, &err), err);
-    enum { BUSY = 600 };
+    CHECK_OK(rig_open(&r, &SLOW, &err), err);
+    enum { BUSY = 400 };
     struct job *jobs = jobs_alloc(BUSY + 1);
     for (unsigned i = 0; i < BUSY; i++) {
         job_init(&jobs[i], i, 5, 20);
