@@ -17,8 +17,9 @@
  * and adapters; chunk i lies at pool base + i * BACKEND_CHUNK_BYTES. libcore/engine/device_pool.h
  * decides who gets which.
  *
- * Thread rule: weight_load, replacement_load, adapter_pack and adapter_load may be called from
- * loader threads beside a running step; the rest only from the engine's worker thread. No globals:
+ * Thread rule: info, supports, host_alloc, host_free, weight_load, replacement_load,
+ * adapter_pack_size, adapter_pack, adapter_load and math->row_norms may be called from loader
+ * threads beside a running step; the rest only from the engine's worker thread. No globals:
  * any number of back ends may be open. A device error is a returned error, never an exit.
  */
 #ifndef LIBCORE_BACKEND_H
