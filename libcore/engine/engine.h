@@ -81,7 +81,8 @@ struct engine_event {
     enum engine_finish finish;
     int32_t stop_id;         // the id that stopped it, or -1
     const struct err *error; // finish == ERROR
-    uint32_t n_prompt, n_cached, n_generated, n_preempted;
+    uint32_t n_prompt, n_cached, n_preempted;
+    uint32_t n_generated; // sampled tokens, the one that stopped it included
     uint64_t queued_ns, admitted_ns, first_token_ns, finished_ns; // monotonic
     uint64_t adapter_wait_ns;                                     // of which waiting for adapters
 };
