@@ -18,6 +18,9 @@ static int lex_fail(struct jinja_lexer *lx, size_t pos, const char *what)
 
 static int add_token(struct jinja_lexer *lx, struct jinja_token t, size_t pos)
 {
+    if (lx->n == JINJA_MAX_TOKENS)
+        return err_set(lx->err, ERR_LIMIT, "%s:%u: a template of more than %d words", lx->name,
+                       line_at(lx, pos), JINJA_MAX_TOKENS);
     if (lx->n == lx->cap) {
         size_t cap = lx->cap ? 2 * lx->cap : 256;
         struct jinja_token *tokens = arena_array(lx->arena, cap, sizeof *tokens);

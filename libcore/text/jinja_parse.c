@@ -112,6 +112,9 @@ int jinja_expect_name(struct jinja_parser *p, struct jinja_str **out)
 int jinja_new_node(struct jinja_parser *p, enum jinja_node_type type, uint32_t line,
                    struct jinja_node **out)
 {
+    if (++p->n_nodes > JINJA_MAX_NODES)
+        return err_set(p->err, ERR_LIMIT, "%s:%u: a template of more than %d parts", p->t->name,
+                       line, JINJA_MAX_NODES);
     struct jinja_node *n = arena_alloc(&p->t->arena, sizeof *n);
     if (!n)
         return jinja_parse_memory(p);

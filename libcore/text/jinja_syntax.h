@@ -129,6 +129,9 @@ struct jinja_token {
     const char *text; // DATA, NAME, numbers: as it stands; STRING: unescaped
 };
 
+/* A published template has a few thousand of each; these many take some 100 MB. */
+enum { JINJA_MAX_TOKENS = 1 << 20, JINJA_MAX_NODES = 250000 };
+
 struct jinja_lexer {
     struct arena *arena;
     const char *name;
@@ -151,6 +154,7 @@ struct jinja_parser {
     struct jinja_token *tokens; // ends in TOKEN_EOF
     size_t pos;
     unsigned depth;
+    unsigned n_nodes;
     unsigned loops; // for statements around, in this macro
     struct err *err;
 };

@@ -124,6 +124,7 @@ TEST(deep_nesting_ends_in_a_limit)
     nested("{% if 1 %}", "x", "{% endif %}", 150, 0);
     nested("{% if 1 %}", "x", "{% endif %}", 50000, ERR_LIMIT);
     nested("{% for x in [1] %}", "x", "{% endfor %}", 150, 0);
+    nested("{{ a }}", "", "", 200000, ERR_LIMIT);
     char parens[40000];
     memset(parens, '(', sizeof parens - 1);
     memcpy(parens, "{{ ", 3);
