@@ -13,6 +13,7 @@ enum { MAX_NAMES = 1000 };
 struct scoper {
     struct jinja_template *t;
     struct err *err;
+    unsigned loops; // for statements around
 };
 
 static int visit(struct scoper *s, struct jinja_frame *f, struct jinja_node *n);
@@ -148,6 +149,9 @@ static int visit_target(struct scoper *s, struct jinja_frame *f, struct jinja_no
         return load(s, f, n->name);
     if (n->type != NODE_NAME)
         return 0;
+    if (s->loops && !param && is_word(n->name, "loop"))
+        return err_set(s->err, ERR_CORRUPT, "%s:%u: cannot assign to the special variable 'loop'",
+                       s->t->name, n->line);
     return param ? declare_param(s, f, n->name) : store(s, f, n->name);
 }
 
@@ -179,8 +183,9 @@ static int visit_statement(struct scoper *s, struct jinja_frame *f, struct jinja
         JINJA_TRY(visit(s, f, n->b));
         return visit_target(s, f, n->a, false);
     case NODE_SET_BLOCK:
-    case NODE_MACRO:
         return visit_target(s, f, n->a, false);
+    case NODE_MACRO:
+        return store(s, f, n->a->name);
     case NODE_WITH:
         for (size_t i = 1; i < n->block->elifs.n; i += 2)
             JINJA_TRY(visit(s, f, n->block->elifs.items[i]));
@@ -254,6 +259,7 @@ static int bind_for(struct scoper *s, struct jinja_frame *f, struct jinja_node *
     if (targets_loop(n->a))
         return err_set(s->err, ERR_CORRUPT, "%s:%u: cannot assign to the special variable 'loop'",
                        s->t->name, n->line);
+    s->loops++;
     JINJA_TRY(bind(s, f, n->b));
     JINJA_TRY(new_frame(s, f, &b->frame));
     JINJA_TRY(declare_param(s, b->frame, &loop_name));
@@ -271,7 +277,9 @@ static int bind_for(struct scoper *s, struct jinja_frame *f, struct jinja_node *
     }
     JINJA_TRY(new_frame(s, f, &b->else_frame));
     JINJA_TRY(visit_body(s, b->else_frame, &b->else_body));
-    return bind_body(s, b->else_frame, &b->else_body);
+    JINJA_TRY(bind_body(s, b->else_frame, &b->else_body));
+    s->loops--;
+    return 0;
 }
 
 /* Whether a macro's body reads one of the names that Jinja fills in when asked. */
