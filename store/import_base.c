@@ -1,3 +1,4 @@
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -67,39 +68,79 @@ static int add_tensor(json_t *list, const struct safetensors_entry *e, struct er
 
 // ---- by reference ------------------------------------------------------------------------------
 
-static int add_reference(const struct job *j, json_t *manifest, const struct checkpoint_file *f,
-                         struct err *err)
+/* File digests, on a thread of their own beside the tensors'. */
+struct file_digests {
+    const struct job *job;
+    char (*hex)[DIGEST_HEX_CHARS + 1]; // one a file of the checkpoint
+    struct err err;
+    int rc;
+};
+
+static int hash_file(const struct job *j, const char *name, char hex[DIGEST_HEX_CHARS + 1],
+                     struct err *err)
 {
-    char hex[DIGEST_HEX_CHARS + 1] = "";
-    if (j->opt->deep) {
-        struct digest d;
-        char *path = file_join(j->base->folder, f->name);
-        int rc = path ? digest_file(path, &d, NULL, err)
-                      : err_set(err, ERR_NO_MEMORY, "%s: no memory", f->name);
-        sys_free(path);
-        if (rc)
-            return rc;
+    struct digest d;
+    char *path = file_join(j->base->folder, name);
+    int rc = path ? digest_file(path, &d, NULL, err)
+                  : err_set(err, ERR_NO_MEMORY, "%s: no memory", name);
+    sys_free(path);
+    if (!rc)
         digest_hex(&d, hex);
-    }
-    j->out->bytes += f->size;
-    if (j->opt->on_bytes && j->opt->on_bytes(j->opt->on_bytes_arg, f->size) != 0)
-        return err_set(err, ERR_INTERRUPTED, "%s: interrupted", j->path);
-    return manifest_add_file(manifest, f->name, hex, f->size, f->mtime_ns, err);
+    return rc;
 }
 
-static int add_references(const struct job *j, json_t *manifest, struct err *err)
+static void *hash_files(void *arg)
 {
-    int rc = 0;
-    for (size_t i = 0; !rc && i < checkpoint_n_files(j->ckpt); i++)
-        rc = add_reference(j, manifest, checkpoint_file_at(j->ckpt, i), err);
-    json_t *tensors = j->opt->deep && !rc ? json_array() : NULL;
-    for (size_t i = 0; tensors && !rc && i < checkpoint_n_shards(j->ckpt); i++) {
+    struct file_digests *d = arg;
+    const struct job *j = d->job;
+    for (size_t i = 0; !d->rc && i < checkpoint_n_files(j->ckpt); i++) {
+        const struct checkpoint_file *f = checkpoint_file_at(j->ckpt, i);
+        d->rc = hash_file(j, f->name, d->hex[i], &d->err);
+        if (!d->rc && j->opt->on_bytes && j->opt->on_bytes(j->opt->on_bytes_arg, f->size) != 0)
+            d->rc = err_set(&d->err, ERR_INTERRUPTED, "%s: interrupted", j->path);
+    }
+    return NULL;
+}
+
+static int hash_tensors(const struct job *j, json_t *manifest, struct err *err)
+{
+    json_t *tensors = json_array();
+    int rc = tensors ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+    for (size_t i = 0; !rc && i < checkpoint_n_shards(j->ckpt); i++) {
         const struct safetensors *s = checkpoint_shard(j->ckpt, i);
         for (size_t t = 0; !rc && t < safetensors_count(s); t++)
             rc = add_tensor(tensors, safetensors_at(s, t), err);
     }
-    if (tensors)
-        json_object_set_new(manifest, "tensors", tensors);
+    if (!rc)
+        json_object_set(manifest, "tensors", tensors);
+    json_decref(tensors);
+    return rc;
+}
+
+static int hash_all(const struct job *j, json_t *manifest, struct file_digests *d, struct err *err)
+{
+    pthread_t thread;
+    int errno_value = pthread_create(&thread, NULL, hash_files, d);
+    if (errno_value)
+        return err_set_errno(err, errno_value, "%s: cannot start a thread", j->path);
+    int rc = hash_tensors(j, manifest, err);
+    pthread_join(thread, NULL);
+    return rc ? rc : d->rc ? err_set(err, d->rc, "%s", d->err.msg) : 0;
+}
+
+static int add_references(const struct job *j, json_t *manifest, struct err *err)
+{
+    size_t n = checkpoint_n_files(j->ckpt);
+    struct file_digests d = {.job = j, .hex = sys_calloc(n, sizeof *d.hex)};
+    int rc = d.hex ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+    if (!rc && j->opt->deep)
+        rc = hash_all(j, manifest, &d, err);
+    for (size_t i = 0; !rc && i < n; i++) {
+        const struct checkpoint_file *f = checkpoint_file_at(j->ckpt, i);
+        j->out->bytes += f->size;
+        rc = manifest_add_file(manifest, f->name, d.hex[i], f->size, f->mtime_ns, err);
+    }
+    sys_free(d.hex);
     return rc;
 }
 

@@ -134,7 +134,7 @@ static int migrate(struct index *x, struct err *err)
     if (rc || version == n_versions)
         return rc;
     if (version > n_versions)
-        return err_set(err, ERR_CORRUPT,
+        return err_set(err, ERR_REFUSED,
                        "%s: schema version %d, this program knows up to %d: use a newer lora",
                        x->path, version, n_versions);
     rc = exec(x, "BEGIN IMMEDIATE", "changing its schema", err);

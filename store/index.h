@@ -12,7 +12,7 @@
 struct index;
 
 /* Opens (create: makes) the database, WAL with synchronous FULL, and brings its schema up to date.
- * ERR_LOCKED after busy_ms, ERR_CORRUPT (no database, or a newer schema), ERR_IO. */
+ * ERR_LOCKED after busy_ms, ERR_CORRUPT (no database), ERR_REFUSED (a newer schema), ERR_IO. */
 int index_open(struct index **out, const char *path, bool create, uint32_t busy_ms,
                struct err *err);
 void index_close(struct index *x);

@@ -151,7 +151,7 @@ static int check_format(struct store *s, struct err *err)
         rc = err_set(err, ERR_CORRUPT, "%s: not a store's file, wanted {\"format\": %d}", path,
                      STORE_FORMAT);
     else if (!rc && format > STORE_FORMAT)
-        rc = err_set(err, ERR_CORRUPT, "%s: format %lld, this program knows up to %d", path,
+        rc = err_set(err, ERR_REFUSED, "%s: format %lld, this program knows up to %d", path,
                      (long long)format, STORE_FORMAT);
     json_decref(root);
     sys_free(text);

@@ -36,7 +36,7 @@ struct store_options {
 };
 
 /* On success *out is the caller's, to free with store_close(). ERR_NO_STORE, ERR_CORRUPT (not a
- * store, or a newer format), ERR_LOCKED, ERR_IO. */
+ * store, or its index is lost), ERR_REFUSED (of a newer format), ERR_LOCKED, ERR_IO. */
 int store_open(struct store **out, const char *path, const struct store_options *opt,
                struct err *err);
 void store_close(struct store *s);

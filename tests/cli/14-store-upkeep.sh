@@ -133,8 +133,13 @@ exits 5 "a lost manifest" lora fsck
 ok "…comes back with its adapter" lora import "$TINYTALK/adapters/upper-lora" --name loud
 ok "…and fsck is clean" lora fsck
 
+python3 -c "
+import sqlite3; d = sqlite3.connect('$LORA_STORE/index.db'); d.execute('PRAGMA user_version = 99'); d.commit()"
+exits 4 "an index of a later version" lora list
+like "$ERR" '99.*newer lora' "…says so"
+exits 4 "…which repair leaves alone" lora fsck --repair
 echo '{"format": 99}' >"$LORA_STORE/lora-store.json"
-exits 5 "a store of a later format" lora list
+exits 4 "a store of a later format" lora list
 mkdir "$TMP/full"; echo x >"$TMP/full/letter"
 exits 4 "a folder that is no store and not empty" lora import "$TINYTALK/adapters/upper-lora" --store "$TMP/full"
 is "$(ls "$TMP/full")" letter "…is left alone"

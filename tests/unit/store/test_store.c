@@ -36,7 +36,7 @@ TEST(a_newer_format_is_refused)
     snprintf(file, sizeof file, "%s/lora-store.json", path);
     CHECK_OK(file_write_atomic(file, "{\"format\":99}", 13, &err), err);
     struct store *s;
-    CHECK_CODE(store_open(&s, path, NULL, &err), ERR_CORRUPT, err);
+    CHECK_CODE(store_open(&s, path, NULL, &err), ERR_REFUSED, err);
     CHECK(strstr(err.msg, "99"));
 }
 
