@@ -197,7 +197,7 @@ static int open_adapters(struct job *j, struct err *err)
         return err_set(err, ERR_USAGE, "at most %d adapters at once", LIMIT_ADAPTERS_PER_REQUEST);
     for (size_t i = 0; rc == 0 && i < o.adapters.n; i++) {
         struct run_adapter *a = &j->adapters[i];
-        char word[4096], name[16];
+        char word[4096], name[32];
         size_t len = run_adapter_parse(o.adapters.items[i], &a->scale);
         snprintf(name, sizeof name, "adapter-%zu", i);
         snprintf(word, sizeof word, "%s=%.*s", name, (int)len, o.adapters.items[i]);

@@ -133,13 +133,16 @@ static struct MHD_Response *make_response(struct http_exchange *x)
     return response;
 }
 
-/* Under x->mutex. */
+/* Not under x->mutex while libmicrohttpd takes the response's own: its callbacks come the other way
+ * round. Nobody else queues, and what is not suspended is not resumed. */
 static enum MHD_Result queue_answer(struct http_exchange *x)
 {
+    pthread_mutex_lock(&x->mutex);
     struct MHD_Response *response = make_response(x);
+    x->queued = response != NULL;
+    pthread_mutex_unlock(&x->mutex);
     if (!response)
         return MHD_NO;
-    x->queued = true;
     enum MHD_Result result = MHD_queue_response(x->connection, x->status, response);
     MHD_destroy_response(response);
     return result;
@@ -177,21 +180,18 @@ static enum MHD_Result finish_request(struct http_exchange *x)
     pthread_mutex_unlock(&x->mutex);
     if (dispatch)
         x->server->opt.handle(x->server->opt.user, x);
-    enum MHD_Result result = MHD_YES;
     pthread_mutex_lock(&x->mutex);
-    if (x->gone) {
-        result = MHD_NO;
-    } else if (x->answered && !x->queued) {
-        if (x->streaming)
-            watch(x);
-        result = queue_answer(x);
-    } else if (!x->answered) {
+    bool gone = x->gone, queue = x->answered && !x->queued, wait = !gone && !x->answered;
+    if (wait || (queue && x->streaming))
         watch(x);
+    if (wait) {
         x->suspended = true;
         MHD_suspend_connection(x->connection);
     }
     pthread_mutex_unlock(&x->mutex);
-    return result;
+    if (gone)
+        return MHD_NO;
+    return queue ? queue_answer(x) : MHD_YES;
 }
 
 static enum MHD_Result on_access(void *cls, struct MHD_Connection *connection, const char *url,
@@ -207,14 +207,10 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *connection, c
             return MHD_NO;
         *con_cls = x;
         s->opt.begin(s->opt.user, x);
-        pthread_mutex_lock(&x->mutex);
         /* A client that waits for 100-continue gets its refusal instead. */
         const char *expect = http_header(x, "Expect");
-        enum MHD_Result result = MHD_YES;
-        if (x->answered && expect && strcasecmp(expect, "100-continue") == 0)
-            result = queue_answer(x);
-        pthread_mutex_unlock(&x->mutex);
-        return result;
+        bool early = expect && strcasecmp(expect, "100-continue") == 0 && http_is_answered(x);
+        return early ? queue_answer(x) : MHD_YES;
     }
     if (*n > 0)
         return take_body(x, data, n);

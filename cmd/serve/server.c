@@ -267,54 +267,54 @@ static int load(struct server *s, struct err *err)
 
 // ---- running and closing ------------------------------------------------------------------------
 
-static volatile sig_atomic_t got_stop, got_reload;
-static int signal_fd = -1; // an eventfd: whichever thread a signal meets, the main thread wakes
+/* One thread waits for signals; every other thread has them blocked. It lives as long as the
+ * process.
+ */
+static atomic_bool got_stop, got_reload;
+static int signal_fd = -1; // an eventfd: wakes the main thread
 
-static void wake_main(void)
+static void *signal_main(void *arg)
 {
-    int saved = errno;
-    uint64_t one = 1;
-    ssize_t n = write(signal_fd, &one, sizeof one);
-    (void)n;
-    errno = saved;
+    const sigset_t *set = arg;
+    for (;;) {
+        int number = 0;
+        if (sigwait(set, &number) != 0)
+            continue;
+        if (number == SIGHUP)
+            atomic_store(&got_reload, true);
+        else if (atomic_exchange(&got_stop, true))
+            _exit(128 + number); // the second one ends at once
+        uint64_t one = 1;
+        ssize_t n = write(signal_fd, &one, sizeof one);
+        (void)n;
+    }
+    return NULL;
 }
 
-/* The second one ends at once. */
-static void on_stop_signal(int number)
+static int watch_signals(struct err *err)
 {
-    if (got_stop)
-        _exit(128 + number);
-    got_stop = 1;
-    wake_main();
-}
-
-static void on_reload_signal(int number)
-{
-    (void)number;
-    got_reload = 1;
-    wake_main();
-}
-
-static int install_signals(struct err *err)
-{
-    struct sigaction stop = {.sa_handler = on_stop_signal, .sa_flags = SA_RESTART};
-    struct sigaction reload = {.sa_handler = on_reload_signal, .sa_flags = SA_RESTART};
+    static sigset_t set;
     struct sigaction ignore = {.sa_handler = SIG_IGN};
-    signal_fd = eventfd(0, EFD_CLOEXEC);
-    if (signal_fd < 0)
-        return err_set_errno(err, errno, "cannot watch signals");
-    sigaction(SIGINT, &stop, NULL);
-    sigaction(SIGTERM, &stop, NULL);
-    sigaction(SIGHUP, &reload, NULL);
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
     sigaction(SIGPIPE, &ignore, NULL);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    signal_fd = eventfd(0, EFD_CLOEXEC);
+    pthread_t thread;
+    int rc = signal_fd < 0 ? errno : pthread_create(&thread, NULL, signal_main, &set);
+    if (rc != 0)
+        return err_set_errno(err, rc, "cannot watch signals");
+    pthread_setname_np(thread, "signals");
+    pthread_detach(thread);
     return 0;
 }
 
 static void wait_for_stop(struct server *s)
 {
-    while (!got_stop) {
-        if (got_reload) {
-            got_reload = 0;
+    while (!atomic_load(&got_stop)) {
+        if (atomic_exchange(&got_reload, false)) {
             struct err err = {0};
             if (names_reload(s->names, &err) == 0)
                 log_info("server", "names were read again adapters=%zu", names_count(s->names));
@@ -367,7 +367,7 @@ static void close_parts(struct server *s)
 int server_run(const struct serve_options *opt, const char *store_path, struct err *err)
 {
     struct server s = {.opt = opt};
-    int rc = install_signals(err);
+    int rc = watch_signals(err);
     if (rc == 0)
         rc = open_parts(&s, store_path, err);
     if (rc == 0)
