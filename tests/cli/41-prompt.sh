@@ -33,6 +33,14 @@ printf 'T{{ messages | length }}' >"$TMP/only/chat_template.jinja"
 exits 0 "a folder with tokenizer files only" lora prompt "$TMP/only" --context "$TMP/chat.json"
 is "$OUT" "T1" "is a model too"
 
+exits 0 "a base of the store" lora import "$model" --name tiny
+exits 0 "by its name" lora prompt tiny --context "$TMP/chat.json"
+is "$OUT" "$(cat "$TMP/text")" "gives the same"
+LORA_STORE=$TMP/store2
+exits 0 "copied into another store" lora import "$model" --name copied --copy
+exits 0 "too" lora prompt copied --context "$TMP/chat.json" --tokens
+is "$OUT" "1 $first" "with the same ids"
+
 exits 2 "no context" lora prompt "$model"
 like "$ERR" "--context FILE is missing" "is said"
 exits 1 "a context that is not there" lora prompt "$model" --context "$TMP/none.json"
