@@ -308,6 +308,10 @@ static int trim(const char *root, uint64_t cap_bytes, bool dry_run,
         rc = folder ? collect_folder(&all, folder) : ERR_NO_MEMORY;
         sys_free(folder);
     }
+    char *tokenizers = rc ? NULL : path_of(root, "tokenizer", "", NULL, err);
+    if (!rc)
+        rc = tokenizers ? collect_folder(&all, tokenizers) : ERR_NO_MEMORY;
+    sys_free(tokenizers);
     if (rc)
         err_set(err, rc, "%s: no memory", root);
     if (!rc && all.n)

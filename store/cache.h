@@ -1,7 +1,8 @@
 /*
  * cache: cache/ of a store: what can be made again. Packs (a back end's image of an adapter) as
  * cache/packs/<content id>/<hash of key>, each with its own digest; folders of links
- * to an object's blobs under the files' own names as cache/objects/<id>/. Safe to delete at any
+ * to an object's blobs under the files' own names as cache/objects/<id>/. Compiled
+ * vocabularies in cache/tokenizer/ are cmd's; they count, and go, like packs. Safe to delete at any
  * time, also while others use it. Thread rule: every function may be called from any thread; none
  * needs the store's lock.
  */
