@@ -244,6 +244,10 @@ struct backend_ops {
     int (*step_result)(struct backend *be, struct device_model *m, uint64_t ticket,
                        struct step_result *out, struct err *err);
 
+    /* Optional: bytes a second that the device reads from its own memory, measured now (some tens
+     * of milliseconds). For the byte model of `lora bench`. */
+    int (*read_bandwidth)(struct backend *be, double *bytes_per_s, struct err *err);
+
     const struct backend_math *math;   // may be NULL
     const struct op_access *op_access; // kernels/ops.h: for tests of single ops; may be NULL
 };
