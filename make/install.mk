@@ -41,10 +41,10 @@ bundle: all ## build/lora-VERSION-MACHINE.tar.gz: the program with its libraries
 # ---- the CUDA plug-in ---------------------------------------------------------------------------
 # lora_cuda.so beside the program, which opens it when it is there (and a link beside build/lora). CUDA's libraries are found by the toolkit's own folder.
 NVCC      ?= $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
-CUDA_ARCH ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
+CUDA_ARCH ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_89,code=sm_89 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
 CUDA_HOME  = $(patsubst %/bin/,%,$(dir $(NVCC)))
 CUDA_SRC  := $(sort $(wildcard kernels/cuda/*.cu))
-CUDA_C    := $(sort $(wildcard kernels/cuda/*.c))
+CUDA_C    := $(sort $(wildcard kernels/cuda/*.c)) kernels/image.c
 CUDA_OBJ  := $(CUDA_SRC:%.cu=$(B)/%.cu.o) $(CUDA_C:%.c=$(B)/%.cuda.o)
 
 cuda: ## the CUDA back end: build/lora_cuda.so (needs nvcc)
@@ -56,7 +56,7 @@ cuda: ## the CUDA back end: build/lora_cuda.so (needs nvcc)
 # libcore comes from the program that opens the plug-in (-rdynamic); nothing of it is linked twice.
 $(B)/lora_cuda.so: $(CUDA_OBJ)
 	$(call SAY,LINK)
-	$(Q)$(CC) -shared -o $@ $^ -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcudart -lcublas -lcublasLt -lstdc++ -lm
+	$(Q)$(CC) -shared -Wl,-Bsymbolic -o $@ $^ -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcudart -lcublasLt -lstdc++ -lm
 
 $(B)/%.cu.o: %.cu
 	@mkdir -p $(@D)

@@ -285,23 +285,31 @@ static int submit_all(struct bench *b, struct err *err)
 static void check_answers(struct bench *b)
 {
     CHECK_INT(b->n_prompts, 216);
+    // In bf16 (a GPU) a near-tie may fall the other way: 99 % equal, and wider bounds.
+    const char *device = getenv("LORA_TEST_DEVICE");
+    bool bf16 = device && strncmp(device, "cuda", 4) == 0;
     uint32_t n_right = 0;
-    float worst = 0;
+    float worst = 0, worst_first = 0;
     for (uint32_t i = 0; i < b->n_prompts; i++) {
         struct prompt *p = &b->prompts[i];
         bool right = p->end.finish == ENGINE_FINISH_STOP && p->end.stop_id == END_ID &&
                      p->n_got == p->n_want &&
                      memcmp(p->got, p->want, p->n_want * sizeof *p->want) == 0;
         n_right += right;
-        EXPECT_MSG(right, "%s prompt %u: %u tokens, want %u", GROUPS[p->group], i, p->n_got,
+        EXPECT_MSG(right || bf16, "%s prompt %u: %u tokens, want %u", GROUPS[p->group], i, p->n_got,
                    p->n_want);
         for (uint32_t k = 0; k < N_TOP; k++) {
             float off = fabsf(p->got_logprobs[k] - p->want_logprobs[k]);
             worst = off > worst ? off : worst;
+            if (k == 0)
+                worst_first = off > worst_first ? off : worst_first;
         }
     }
-    CHECK_INT(n_right, 216);
-    EXPECT_MSG(worst <= 0.01, "a first-token log-probability is off by %g", worst);
+    printf("# %u of 216 answers, log-probabilities within %.2g, the first within %.2g\n", n_right,
+           worst, worst_first);
+    EXPECT(n_right >= (bf16 ? 214 : 216));
+    EXPECT_MSG(worst <= (bf16 ? 0.5f : 0.01f), "a first-token log-probability is off by %g", worst);
+    EXPECT_MSG(worst_first <= (bf16 ? 0.05f : 0.01f), "the top one is off by %g", worst_first);
 }
 
 /* The largest number of groups that one step of the trace holds. */

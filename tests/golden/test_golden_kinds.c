@@ -1,7 +1,8 @@
 /*
  * fixtures/archs and fixtures/kinds: logits and greedy ids of miniatures by transformers and PEFT.
  * All requests of a base (every adapter, every prompt) run in one mixed batch, teacher-forced with
- * the reference's ids: logits of the last prompt position within 1e-3 relative, greedy ids equal
+ * the reference's ids: logits of the last prompt position within 1e-3 relative (4e-2 where the
+ * device computes in bf16), greedy ids equal
  * but at near-ties.
  */
 #include <jansson.h>
@@ -10,7 +11,11 @@
 #include "tests/lib/test.h"
 
 enum { MAX_REQUESTS = 160, MAX_PROMPT = 64, MAX_GREEDY = 16 };
-static const double tolerance = 1e-3;
+/* Relative error allowed for logits: float32, or bf16 on a GPU. */
+static double bound(void)
+{
+    return rig_is_bf16() ? 4e-2 : 1e-3;
+}
 
 struct reference {
     json_t *root;
@@ -83,7 +88,7 @@ static double relative_error(const float *got, json_t *want, uint32_t n)
 
 static void compare(const char *base, const struct reference *ref, uint32_t vocab)
 {
-    double worst = 0;
+    double worst = 0, tolerance = bound();
     for (uint32_t i = 0; i < ref->n; i++) {
         const struct rig_request *q = &ref->requests[i];
         double error = relative_error(q->logits, ref->logits[i], vocab);
@@ -118,7 +123,14 @@ static void run_base(const char *family, const char *name, const struct step_lim
     CHECK(ref);
     ref->root = json_load_file(path, 0, NULL);
     CHECK(ref->root);
-    CHECK_OK(rig_open(&r, folder, limits, 2048, 64, &err), err);
+    int opened = rig_open(&r, folder, limits, 2048, 64, &err);
+    if (opened == ERR_REFUSED && rig_is_bf16()) {
+        test_skip("%s", err.msg);
+        rig_close(&r);
+        release(ref);
+        return;
+    }
+    CHECK_OK(opened, err);
     r.scatter = scatter;
     CHECK(add_requests(ref, "base", -1, r.config.vocab_size));
     const char *key;

@@ -1,0 +1,255 @@
+/*
+ * attention_prefill: out = softmax(scale q K^T) V, causal and windowed, for sequences with many
+ * rows.
+ *
+ * A CTA has 64 query rows of one head, 4 warps of 16 rows; keys and values come from the pages in
+ * tiles of 64 through two stages (flash attention with a running maximum, mma.m16n8k16).
+ */
+#include "kernels/cuda/attention.cuh"
+
+using namespace lora;
+
+namespace
+{
+
+constexpr int THREADS = 128, KEYS = 64, STAGES = 2;
+
+template <int HD> constexpr int stage_bytes = 2 * KEYS *HD * 2;
+
+template <int HD> struct Block {
+    const cu_attention &a;
+    cu_sequence s;
+    uint32_t head, kv_head, hd, row0, n_rows, position0;
+    uint32_t ring;
+    int warp, lane;
+    uint32_t q[HD / 16][4];
+    float o[HD / 8][4];
+    float max[2], sum[2];
+
+    __device__ Block(const cu_attention &a_, uint32_t ring_) : a(a_), ring(ring_)
+    {
+        warp = threadIdx.x / 32;
+        lane = threadIdx.x % 32;
+        hd = a.heads.head_dim;
+        max[0] = max[1] = -INFINITY;
+        sum[0] = sum[1] = 0;
+#pragma unroll
+        for (int d = 0; d < HD / 8; d++)
+            o[d][0] = o[d][1] = o[d][2] = o[d][3] = 0;
+    }
+
+    __device__ uint32_t stage(uint32_t i) const
+    {
+        return ring + i % STAGES * stage_bytes<HD>;
+    }
+
+    __device__ void load(uint32_t i, uint32_t tile, uint32_t end)
+    {
+        uint32_t pieces = hd / 8, base = stage(i);
+        uint64_t values = value_distance(a.pages, a.heads);
+        for (uint32_t p = threadIdx.x; p < KEYS * pieces; p += THREADS) {
+            uint32_t r = p / pieces, c = p % pieces;
+            uint32_t position = min(tile * KEYS + r, end - 1);
+            uint64_t from = key_offset(a.pages, a.heads, s, kv_head, position) + c * 16;
+            cp_async_16(tile_address<HD>(base, r, c), a.pages.pool + from, 16);
+            cp_async_16(tile_address<HD>(base + KEYS * HD * 2, r, c), a.pages.pool + from + values,
+                        16);
+        }
+    }
+
+    __device__ void load_query()
+    {
+#pragma unroll
+        for (int d = 0; d < HD / 16; d++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                uint32_t r = warp * 16 + lane / 4 + (i & 1) * 8;
+                const bf16 *from =
+                    (const bf16 *)a.q + ((size_t)(row0 + r) * a.heads.n_heads + head) * hd;
+                bool in = r < n_rows && d * 16 < (int)hd;
+                q[d][i] = in ? ((const uint32_t *)(from + d * 16))[lane % 4 + (i >> 1) * 4] : 0;
+            }
+        }
+    }
+
+    __device__ void scores(uint32_t base, float p[KEYS / 8][4]) const
+    {
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++)
+            p[n][0] = p[n][1] = p[n][2] = p[n][3] = 0;
+#pragma unroll
+        for (int d = 0; d < HD / 16; d++) {
+            if (d * 16 >= (int)hd)
+                break;
+#pragma unroll
+            for (int n = 0; n < KEYS / 16; n++) {
+                uint32_t k[4];
+                ldmatrix_x4(k, tile_address<HD>(base, n * 16 + (lane >> 4) * 8 + (lane & 7),
+                                                d * 2 + ((lane >> 3) & 1)));
+                mma_16816(p[2 * n], q[d], k);
+                mma_16816(p[2 * n + 1], q[d], k + 2);
+            }
+        }
+    }
+
+    __device__ void soften(uint32_t tile, float p[KEYS / 8][4])
+    {
+        const float log2e = 1.4426950408889634f;
+        uint32_t position = position0 + warp * 16 + lane / 4;
+        float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                uint32_t key = tile * KEYS + n * 8 + lane % 4 * 2 + (i & 1),
+                         at = position + (i >> 1) * 8;
+                float v = soft_cap(p[n][i] * a.heads.scale, a.heads.softcap) * log2e;
+                bool seen = key <= at && (!a.heads.window || key + a.heads.window > at);
+                p[n][i] = seen ? v : -INFINITY;
+                top[i >> 1] = fmaxf(top[i >> 1], p[n][i]);
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
+            top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 2));
+            top[h] = fmaxf(top[h], max[h]);
+            float safe = top[h] == -INFINITY ? 0.f : top[h], scale = exp2f(max[h] - safe);
+            max[h] = top[h];
+            sum[h] *= scale;
+#pragma unroll
+            for (int d = 0; d < HD / 8; d++) {
+                o[d][2 * h] *= scale;
+                o[d][2 * h + 1] *= scale;
+            }
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+                for (int i = 2 * h; i < 2 * h + 2; i++) {
+                    p[n][i] = exp2f(p[n][i] - safe);
+                    sum[h] += p[n][i];
+                }
+            }
+        }
+    }
+
+    __device__ void add_values(uint32_t base, float p[KEYS / 8][4])
+    {
+#pragma unroll
+        for (int k = 0; k < KEYS / 16; k++) {
+            uint32_t w[4] = {pack_bf16(p[2 * k][0], p[2 * k][1]),
+                             pack_bf16(p[2 * k][2], p[2 * k][3]),
+                             pack_bf16(p[2 * k + 1][0], p[2 * k + 1][1]),
+                             pack_bf16(p[2 * k + 1][2], p[2 * k + 1][3])};
+#pragma unroll
+            for (int d = 0; d < HD / 16; d++) {
+                if (d * 16 >= (int)hd)
+                    break;
+                uint32_t v[4];
+                ldmatrix_x4_trans(
+                    v, tile_address<HD>(base, k * 16 + (lane & 15), d * 2 + (lane >> 4)));
+                mma_16816(o[2 * d], w, v);
+                mma_16816(o[2 * d + 1], w, v + 2);
+            }
+        }
+    }
+
+    __device__ void run()
+    {
+        uint32_t end = position0 + n_rows; // keys
+        uint32_t begin = a.heads.window && position0 + 1 > a.heads.window
+                             ? (position0 + 1 - a.heads.window) / KEYS
+                             : 0;
+        uint32_t n = (end + KEYS - 1) / KEYS;
+        load(0, begin, end);
+        cp_async_commit();
+        for (uint32_t tile = begin, i = 0; tile < n; tile++, i++) {
+            if (tile + 1 < n)
+                load(i + 1, tile + 1, end);
+            cp_async_commit();
+            cp_async_wait<1>();
+            __syncthreads();
+            float p[KEYS / 8][4];
+            scores(stage(i), p);
+            soften(tile, p);
+            add_values(stage(i) + KEYS * HD * 2, p);
+            __syncthreads();
+        }
+    }
+
+    __device__ void store()
+    {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
+            sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
+            uint32_t r = warp * 16 + lane / 4 + h * 8;
+            if (r >= n_rows)
+                continue;
+            bf16 *to = (bf16 *)a.out + ((size_t)(row0 + r) * a.heads.n_heads + head) * hd;
+#pragma unroll
+            for (int d = 0; d < HD / 8; d++) {
+                if (d * 8 < (int)hd)
+                    ((uint32_t *)(to + d * 8))[lane % 4] =
+                        pack_bf16(o[d][2 * h] / sum[h], o[d][2 * h + 1] / sum[h]);
+            }
+        }
+    }
+};
+
+template <int HD>
+__global__ void __launch_bounds__(THREADS)
+    prefill_kernel(const cu_attention a, const cu_rows r, const uint32_t *block_sequence,
+                   const uint32_t *block_row)
+{
+    extern __shared__ __align__(128) uint8_t smem[];
+    pdl_launch_dependents();
+    pdl_wait();
+    Block<HD> b(a, shared_address(smem));
+    // The longest blocks first: they come last in their sequence.
+    uint32_t idx = gridDim.y - 1 - blockIdx.y;
+    b.s = r.sequences[block_sequence[idx]];
+    b.head = blockIdx.x;
+    b.kv_head = blockIdx.x / (a.heads.n_heads / a.heads.n_kv_heads);
+    b.row0 = b.s.row0 + block_row[idx];
+    b.n_rows = min((uint32_t)CU_QUERY_ROWS, b.s.n_rows - block_row[idx]);
+    b.position0 = b.s.position0 + block_row[idx];
+    b.load_query();
+    b.run();
+    b.store();
+}
+
+template <int HD>
+int launch(const cu_attention *a, const cu_rows *r, const uint32_t *block_sequence,
+           const uint32_t *block_row, uint32_t n_blocks, cudaStream_t stream)
+{
+    constexpr int BYTES = STAGES * stage_bytes<HD>;
+    static bool ready[16];
+    int device = 0;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess && !ready[device & 15]) {
+        e = cudaFuncSetAttribute(prefill_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 BYTES);
+        ready[device & 15] = e == cudaSuccess;
+    }
+    if (e != cudaSuccess)
+        return e;
+    return launch_pdl(prefill_kernel<HD>, dim3(a->heads.n_heads, n_blocks), dim3(THREADS), BYTES,
+                      stream, *a, *r, block_sequence, block_row);
+}
+
+} // namespace
+
+extern "C" int cu_attention_prefill(const struct cu_attention *a, const struct cu_rows *r,
+                                    const uint32_t *block_sequence, const uint32_t *block_row,
+                                    uint32_t n_blocks, cudaStream_t stream)
+{
+    if (n_blocks == 0)
+        return 0;
+    uint32_t hd = a->heads.head_dim;
+    if (hd <= 64)
+        return launch<64>(a, r, block_sequence, block_row, n_blocks, stream);
+    if (hd <= 128)
+        return launch<128>(a, r, block_sequence, block_row, n_blocks, stream);
+    return launch<256>(a, r, block_sequence, block_row, n_blocks, stream);
+}

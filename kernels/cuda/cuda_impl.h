@@ -1,0 +1,257 @@
+/*
+ * cuda_impl: what the C files of the CUDA back end share. Private to kernels/cuda.
+ *
+ * Weights and A, B are bf16, norms, biases and gains float32, keys and values bf16; the residual
+ * stream is float32, the inputs of matrix products bf16, every sum float32.
+ *
+ * Two ways through a step (ARCHITECTURE, "The CUDA back end"): up to CU_SMALL_ROWS rows, gemm_small
+ * with the adapters' A inside; beyond, cuBLASLt and shrink. Both end in the same consumers, which
+ * apply B, gains and biases (expand.cuh). Decode steps are recorded once a (row bucket, kinds) and
+ * replayed.
+ */
+#ifndef KERNELS_CUDA_CUDA_IMPL_H
+#define KERNELS_CUDA_CUDA_IMPL_H
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "kernels/cuda/launch.h"
+#include "libcore/backend.h"
+
+enum {
+    CUDA_LAYOUT_VERSION = 1,
+    CUDA_IN_FLIGHT = 2,
+    CUDA_LAYER_SITES = 4, // qkv, o, gate_up, down
+    CUDA_STAGING_BLOCKS = 4,
+    CUDA_STAGING_BYTES = 32 << 20,
+    CUDA_WORKSPACE_BYTES = 64 << 20,
+    CUDA_MAX_GRAPHS = 64,
+    CUDA_MAX_SPLIT = 16,
+};
+
+struct cuda_backend {
+    struct backend base;           // first
+    int device, n_sms, capability; // capability: 90 for 9.0
+    char name[96];
+    bool no_graphs, deterministic;
+    cublasLtHandle_t lt;
+};
+
+struct cuda_matrix {
+    void *data; // bf16 [n_rows, n_cols], device
+    uint32_t n_rows, n_cols;
+};
+
+struct cuda_layer {
+    struct cuda_matrix sites[CUDA_LAYER_SITES];
+    float *bias[CUDA_LAYER_SITES]; // device, NULL: none
+    float *norms[NORM_COUNT];      // device, NULL: none
+};
+
+struct device_weight {
+    struct cuda_matrix matrix;
+    float *vector; // device
+    uint32_t n;
+};
+
+/* What the host must know of a slot: weights that it replaces whole. */
+struct cuda_replaced {
+    enum site site;
+    uint32_t layer, row0;
+    const struct device_weight *full; // or rows:
+    uint32_t n_rows;
+    const void *const *rows; // device pointers to bf16 rows, device array
+    const uint32_t *row_ids; // device
+};
+
+struct cuda_slot {
+    _Atomic int state; // enum adapter_state
+    unsigned kinds;
+    uint32_t width; // columns of v: the widest site's stacked ranks
+    uint32_t vocab; // 0, or the rows of its own head
+    struct cuda_replaced *replaced;
+    uint32_t n_replaced;
+    cudaEvent_t loaded;
+    bool loading;
+};
+
+/* A pinned block on its way to the device. */
+struct cuda_staging {
+    void *host;
+    cudaEvent_t done;
+    bool busy;
+};
+
+/* Where the arrays of a step's description lie in the meta buffer; a function of the buckets. */
+struct cuda_layout {
+    size_t counts, tokens, sequence, position, owner, sequences, logit_rows, head_owner, segments,
+        head_segments, columns, head_columns, sampling, pages;
+};
+
+/* Host mirror of what kernels read as counts. */
+struct cuda_counts {
+    uint32_t n_rows, n_decode_rows, n_sequences, n_segments, n_logit_rows, n_head_segments;
+};
+
+struct cuda_flight {
+    uint8_t *meta;    // pinned
+    uint8_t *results; // pinned
+    uint8_t *extra;   // pinned: biases, history, prefill lists
+    cudaEvent_t done;
+    uint32_t n_logit_rows, logit_bucket;
+    bool wants_top;
+};
+
+struct cuda_graph {
+    uint32_t rows;
+    int kinds;
+    cudaGraphExec_t exec;
+};
+
+/* Work lists of a step with many rows; device addresses. */
+struct cuda_list {
+    const uint32_t *segment, *row; // or sequence, row
+    uint32_t n;
+};
+
+/* One step as the launching code sees it. */
+struct cuda_run {
+    uint32_t rows, logits; // what is launched: buckets when recorded
+    uint32_t n_decode;     // rows (a bound when recorded)
+    int kinds;             // 0 none, 1 additive, 2 all
+    bool replaces;         // whole weights or rows: never recorded
+    const uint8_t *meta;   // device, laid out by `at`
+    struct cuda_layout at;
+    const struct step *step; // NULL when recorded
+    struct cuda_list shrink, head_shrink, blocks;
+    uint32_t v_width; // columns of v in a step with many rows
+};
+
+struct device_model {
+    struct cuda_backend *be;
+    const struct model_config *config;   // borrowed
+    const struct model_modules *modules; // borrowed
+    struct step_limits limits;
+    cudaStream_t compute, copy;
+    // weights
+    struct cuda_matrix embed, head; // head.data is embed's when tied
+    struct cuda_layer *layers;
+    float *final_norm;
+    _Atomic uint32_t *rows_loaded;
+    struct cuda_staging staging[CUDA_STAGING_BLOCKS];
+    pthread_mutex_t staging_lock;
+    pthread_cond_t staging_free;
+    // pool
+    uint8_t *pool;
+    uint32_t n_chunks, pages_per_chunk;
+    uint64_t page_bytes;
+    // slots
+    struct cuda_slot *slots;
+    struct cu_site *sites;        // device [slot][site_stride]
+    uint32_t site_stride;         // n_layers * CUDA_LAYER_SITES + 1 (head last)
+    struct cu_embed_part *embeds; // device [slot]
+    const float **norm_table;     // device [slot][norm_stride]
+    uint32_t norm_stride;         // n_layers * NORM_COUNT + 1 (final last)
+    pthread_mutex_t load_lock;
+    // plans: [0] without adapters for t <= 16 and above, [1] of the step
+    struct cu_plan *plans[3];
+    uint8_t *planes[3];
+    struct cu_plan_site *plan_items[3]; // device
+    uint32_t planes_stride;
+    // activations, device
+    float *x, *y, *post, *v, *trig, *logits, *changed, *partial;
+    uint32_t *counts_scratch;
+    void *h, *q, *attn, *act, *head_h, *y16;
+    size_t v_floats, y_floats;
+    uint32_t v_width_small;
+    float *inv_freq, *rope_scales; // device
+    uint32_t n_ropes, n_regimes;
+    void *workspace;
+    // steps
+    uint8_t *meta, *extra, *results; // device
+    size_t meta_bytes, extra_bytes, results_bytes;
+    size_t max_biases, max_history, max_items, max_blocks; // what `extra` holds, in this order
+    int32_t *tokens;                                       // device, resolved
+    int32_t *prev_ids;                                     // device
+    struct cuda_flight flights[CUDA_IN_FLIGHT];
+    struct cuda_graph graphs[CUDA_MAX_GRAPHS];
+    uint32_t n_graphs;
+    uint64_t n_submitted, n_fetched;
+    // results handed out
+    int32_t *ids, *ranks, *top_ids;
+    float *logprobs, *top_logprobs;
+    struct lt_cache *lt_cache;
+};
+
+/* 0, or ERR_DEVICE with the driver's word. */
+int cuda_check(int code, const char *what, struct err *err);
+
+/* ---- model.c ---- */
+int cuda_model_open(struct backend *be, const struct model_config *config,
+                    const struct model_modules *modules, const struct step_limits *limits,
+                    struct device_model **out, struct err *err);
+void cuda_model_free(struct backend *be, struct device_model *m);
+int cuda_model_bytes(struct backend *be, const struct model_config *config,
+                     const struct step_limits *limits, uint64_t *weights, uint64_t *scratch,
+                     struct err *err);
+int cuda_weight_load(struct backend *be, struct device_model *m, const struct weight_place *place,
+                     const struct tensor *src, struct err *err);
+int cuda_model_ready(struct backend *be, struct device_model *m, struct err *err);
+int cuda_replacement_load(struct backend *be, struct device_model *m, const struct bound_part *part,
+                          struct device_weight **out, uint64_t *n_bytes, struct err *err);
+void cuda_replacement_free(struct backend *be, struct device_weight *w);
+/* Rows and columns of a site's matrix. */
+void cuda_site_shape(const struct model_config *c, enum site site, uint32_t *n_rows,
+                     uint32_t *n_cols);
+/* 0…3 for the sites of a layer, -1 for the others. */
+int cuda_layer_site(enum site site);
+/* n values of src from `first` on as bf16 (or float32) in host memory. */
+bool cuda_to_bf16(const struct tensor *src, uint64_t first, uint64_t n, uint16_t *dst);
+/* A device copy of n float32 values of src, plus `plus`. */
+int cuda_load_vector(struct device_model *m, float **to, uint32_t n_all, uint32_t row0,
+                     const struct tensor *src, struct err *err);
+
+/* ---- scratch.c ---- */
+int cuda_scratch_open(struct device_model *m, struct err *err);
+void cuda_scratch_free(struct device_model *m);
+uint64_t cuda_scratch_bytes(const struct model_config *c, const struct step_limits *l);
+int cuda_pool_open(struct backend *be, struct device_model *m, uint32_t n_chunks, struct err *err);
+void cuda_pool_free(struct backend *be, struct device_model *m);
+uint64_t cuda_page_bytes(struct backend *be, const struct device_model *m);
+
+/* ---- adapter.c ---- */
+int cuda_adapter_pack_size(struct backend *be, const struct device_model *m,
+                           const struct bound_adapter *b, uint64_t *size, struct err *err);
+int cuda_adapter_pack(struct backend *be, const struct device_model *m,
+                      const struct bound_adapter *b, void *image, uint64_t size, struct err *err);
+int cuda_adapter_load(struct backend *be, struct device_model *m, uint32_t slot, const void *image,
+                      uint64_t size, const uint32_t *chunks, uint32_t n_chunks,
+                      const struct adapter_replacement *replacements, uint32_t n_replacements,
+                      struct err *err);
+enum adapter_state cuda_adapter_poll(struct backend *be, struct device_model *m, uint32_t slot);
+void cuda_adapter_unload(struct backend *be, struct device_model *m, uint32_t slot);
+
+/* ---- step.c ---- */
+int cuda_steps_open(struct device_model *m, struct err *err);
+void cuda_steps_free(struct device_model *m);
+int cuda_step_submit(struct backend *be, struct device_model *m, const struct step *step,
+                     uint64_t *ticket, struct err *err);
+int cuda_step_result(struct backend *be, struct device_model *m, uint64_t ticket,
+                     struct step_result *out, struct err *err);
+
+/* ---- forward.c: queues (or records) a whole step; 0 or a cudaError_t ---- */
+int cuda_forward(struct device_model *m, const struct cuda_run *run);
+
+/* ---- gemm_large.c: y[T, N] = x[T, K] W^T through cuBLASLt ---- */
+int lt_open(struct device_model *m, struct err *err);
+void lt_free(struct device_model *m);
+/* y is bf16, or float32 with `wide`. */
+int lt_gemm(struct device_model *m, const void *w, const void *x, void *y, uint32_t t, uint32_t n,
+            uint32_t k, bool wide, cudaStream_t stream);
+
+/* ---- math.c ---- */
+extern const struct backend_math cuda_math;
+
+#endif

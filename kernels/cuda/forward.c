@@ -1,0 +1,324 @@
+/*
+ * The forward pass: which kernels a step queues, in order. It may be recorded: with the same rows,
+ * logits and kinds it makes the same calls with the same arguments, but for replacements.
+ *
+ * A layer: [norm] -> qkv GEMM -> rope (completes qkv, writes keys and values) -> attention -> o
+ * GEMM -> residual -> norm -> gate_up GEMM -> activation -> down GEMM -> residual -> norm. Adapters
+ * add no launch up to CU_SMALL_ROWS rows (A rides in the GEMMs, B in what completes them), beyond
+ * it one shrink a site.
+ */
+#include "kernels/cuda/cuda_impl.h"
+
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        int rc_ = (call);                                                                          \
+        if (rc_)                                                                                   \
+            return rc_;                                                                            \
+    } while (0)
+
+/* A row space: the step's rows, or its logit rows. */
+struct space {
+    struct cu_rows r;
+    const uint32_t *columns;
+    const struct step_segment *host_segments;
+    uint32_t n_host_segments;
+    const struct cuda_list *shrink;
+};
+
+static const void *meta_at(const struct cuda_run *run, size_t offset)
+{
+    return run->meta + offset;
+}
+
+static struct space rows_space(const struct device_model *m, const struct cuda_run *run)
+{
+    const struct cuda_layout *at = &run->at;
+    const struct cuda_counts *counts = meta_at(run, at->counts);
+    return (struct space){.r = {.t = run->rows,
+                                .n_rows = &counts->n_rows,
+                                .n_sequences = &counts->n_sequences,
+                                .tokens = m->tokens,
+                                .sequence = meta_at(run, at->sequence),
+                                .position = meta_at(run, at->position),
+                                .sequences = meta_at(run, at->sequences),
+                                .segments = run->kinds ? meta_at(run, at->segments) : NULL,
+                                .n_segments = &counts->n_segments,
+                                .owner = meta_at(run, at->owner)},
+                          .columns = meta_at(run, at->columns),
+                          .host_segments = run->step ? run->step->segments : NULL,
+                          .n_host_segments = run->step ? run->step->n_segments : 0,
+                          .shrink = &run->shrink};
+}
+
+static struct space head_space(const struct device_model *m, const struct cuda_run *run)
+{
+    struct space s = rows_space(m, run);
+    const struct cuda_counts *counts = meta_at(run, run->at.counts);
+    s.r.t = run->logits;
+    s.r.n_rows = &counts->n_logit_rows;
+    s.r.segments = run->kinds ? meta_at(run, run->at.head_segments) : NULL;
+    s.r.n_segments = &counts->n_head_segments;
+    s.r.owner = meta_at(run, run->at.head_owner);
+    s.columns = meta_at(run, run->at.head_columns);
+    s.host_segments = run->step ? run->step->head_segments : NULL;
+    s.n_host_segments = run->step ? run->step->n_head_segments : 0;
+    s.shrink = &run->head_shrink;
+    return s;
+}
+
+/* The plans of a step of t rows: set, and the site's index in it. */
+static int plan_set(const struct cuda_run *run, uint32_t t)
+{
+    return run->kinds ? 2 : t > 16;
+}
+
+static int plan(struct device_model *m, const struct cuda_run *run, const struct space *rows,
+                const struct space *head)
+{
+    uint32_t n_layer_sites = m->site_stride - 1;
+    if (!run->kinds)
+        return 0;
+    if (run->rows <= CU_SMALL_ROWS)
+        TRY(cu_plan_step(m->plan_items[2] + (run->rows > 16 ? m->site_stride : 0), n_layer_sites,
+                         rows->r.segments, rows->r.n_segments, m->compute));
+    if (run->logits && run->logits <= CU_SMALL_ROWS)
+        TRY(cu_plan_step(m->plan_items[2] + (run->logits > 16 ? m->site_stride : 0) + n_layer_sites,
+                         1, head->r.segments, head->r.n_segments, m->compute));
+    return 0;
+}
+
+/* Planes of v that a large step's shrink makes: enough work items for the card, within v. */
+static uint32_t large_planes(const struct device_model *m, const struct cuda_run *run, uint32_t t,
+                             uint32_t k, uint32_t n_items)
+{
+    uint32_t want = (2 * (uint32_t)m->be->n_sms + n_items) / (n_items ? n_items : 1);
+    uint32_t steps = (k + 127) / 128, room = (uint32_t)(m->v_floats / ((uint64_t)t * run->v_width));
+    want = want < 8 ? want : 8;
+    want = want < steps ? want : steps;
+    want = want < room ? want : room;
+    return want ? want : 1;
+}
+
+static int replace_rows(struct device_model *m, const struct space *s, uint32_t layer,
+                        enum site site, const void *x, uint32_t k, const struct cu_expand *e)
+{
+    for (uint32_t i = 0; i < s->n_host_segments; i++) {
+        const struct cuda_slot *slot = &m->slots[s->host_segments[i].slot];
+        for (uint32_t j = 0; j < slot->n_replaced; j++) {
+            const struct cuda_replaced *p = &slot->replaced[j];
+            if (p->site != site || (site != SITE_HEAD && p->layer != layer))
+                continue;
+            struct cu_replace r = {.x = x,
+                                   .w = p->full ? p->full->matrix.data : NULL,
+                                   .w_rows = p->rows,
+                                   .out_ids = p->row_ids,
+                                   .n_out = p->full ? p->full->matrix.n_rows : p->n_rows,
+                                   .out0 = p->row0,
+                                   .k = k,
+                                   .row0 = s->host_segments[i].row0,
+                                   .n_rows = s->host_segments[i].n_rows,
+                                   .y = *e};
+            TRY(cu_replace_rows(&r, m->compute));
+        }
+    }
+    return 0;
+}
+
+/* The GEMM of a site and the adapters' v; *e says how a consumer completes it. */
+static int linear(struct device_model *m, const struct cuda_run *run, const struct space *s,
+                  uint32_t layer, enum site site, const void *x, struct cu_expand *e)
+{
+    uint32_t n, k, t = s->r.t, ls = (uint32_t)cuda_layer_site(site);
+    uint32_t idx = site == SITE_HEAD ? m->site_stride - 1 : layer * CUDA_LAYER_SITES + ls;
+    const void *w = site == SITE_HEAD ? m->head.data : m->layers[layer].sites[ls].data;
+    cuda_site_shape(m->config, site, &n, &k);
+    *e = (struct cu_expand){.t = t,
+                            .n = n,
+                            .bias = site == SITE_HEAD ? NULL : m->layers[layer].bias[ls],
+                            .segments = s->r.segments,
+                            .n_segments = s->r.n_segments,
+                            .columns = s->columns,
+                            .owner = s->r.owner,
+                            .sites = m->sites + idx,
+                            .site_stride = m->site_stride,
+                            .v = m->v,
+                            .kinds = run->kinds};
+    struct cu_gemm g = {.w = w,
+                        .x = x,
+                        .t = t,
+                        .n = n,
+                        .k = k,
+                        .segments = s->r.segments,
+                        .sites = m->sites + idx,
+                        .site_stride = m->site_stride,
+                        .n_segments = s->r.n_segments,
+                        .columns = s->columns,
+                        .s = m->v,
+                        .chunk_blocks = cu_chunk_blocks(k)};
+    if (t <= CU_SMALL_ROWS) {
+        int set = plan_set(run, t);
+        uint32_t block_k;
+        cu_block_shape(t, &e->block_rows, &block_k);
+        e->y = g.y = m->y;
+        e->planes = m->planes[set] + (size_t)idx * m->planes_stride;
+        e->v_planes = ((k + CU_TILE_K - 1) / CU_TILE_K + g.chunk_blocks - 1) / g.chunk_blocks;
+        e->v_width = g.s_width = m->v_width_small;
+        g.plan = m->plans[set] + idx;
+        g.n_ctas = (uint32_t)m->be->n_sms;
+        TRY(cu_gemm_small(&g, m->compute));
+    } else {
+        bool wide = site == SITE_HEAD;
+        TRY(lt_gemm(m, w, x, wide ? (void *)m->logits : m->y16, t, n, k, wide, m->compute));
+        e->y = wide ? m->logits : NULL;
+        e->y16 = wide ? NULL : m->y16;
+        e->v_width = g.s_width = run->v_width;
+        if (run->kinds && run->v_width) {
+            e->v_planes = large_planes(m, run, t, k, s->shrink->n);
+            TRY(cu_shrink(&g, s->shrink->segment, s->shrink->row, s->shrink->n, e->v_planes,
+                          m->compute));
+        }
+    }
+    return run->replaces ? replace_rows(m, s, layer, site, x, k, e) : 0;
+}
+
+static struct cu_norm norm_of(const struct device_model *m, const struct cuda_run *run,
+                              uint32_t layer, enum norm norm)
+{
+    const struct model_config *c = m->config;
+    uint32_t at =
+        norm == NORM_FINAL ? c->n_layers * NORM_COUNT : layer * NORM_COUNT + (uint32_t)norm;
+    return (struct cu_norm){.w = norm == NORM_FINAL ? m->final_norm : m->layers[layer].norms[norm],
+                            .replaced = run->replaces ? m->norm_table + at : NULL,
+                            .stride = m->norm_stride,
+                            .eps = (float)c->rms_eps,
+                            .plus = c->norm_plus_one ? 1.f : 0.f};
+}
+
+static struct cu_pages pages_of(const struct device_model *m, const struct cuda_run *run)
+{
+    return (struct cu_pages){m->pool, m->page_bytes, m->pages_per_chunk, m->limits.page_tokens,
+                             meta_at(run, run->at.pages)};
+}
+
+static int attention(struct device_model *m, const struct cuda_run *run, const struct space *s,
+                     const struct cu_heads *heads)
+{
+    uint32_t splits = (2 * (uint32_t)m->be->n_sms) / (heads->n_kv_heads * (run->n_decode + 1)) + 1;
+    struct cu_attention a = {.heads = *heads,
+                             .pages = pages_of(m, run),
+                             .q = m->q,
+                             .out = m->attn,
+                             .partial = m->partial,
+                             .n_split = splits < CUDA_MAX_SPLIT ? splits : CUDA_MAX_SPLIT};
+    const struct cuda_counts *counts = meta_at(run, run->at.counts);
+    if (run->n_decode)
+        TRY(cu_attention_decode(&a, &s->r, &counts->n_decode_rows, run->n_decode, m->compute));
+    return cu_attention_prefill(&a, &s->r, run->blocks.segment, run->blocks.row, run->blocks.n,
+                                m->compute);
+}
+
+/* x += y (through the post norm where there is one), then h = the next norm of x; next NULL: no h.
+ */
+static int end_residual(struct device_model *m, const struct cuda_run *run, const struct space *s,
+                        const struct cu_expand *e, uint32_t layer, enum norm post,
+                        const struct cu_norm *next)
+{
+    uint32_t d = m->config->d_model;
+    struct cu_norm after = norm_of(m, run, layer, post);
+    bool has_post = m->config->post_norms;
+    TRY(cu_residual(e, m->x, has_post ? m->post : NULL, m->compute));
+    if (!has_post && !next)
+        return 0;
+    return cu_norm_rows(&s->r, s->r.t, NULL, m->x, has_post ? m->post : NULL, d,
+                        has_post ? &after : NULL, next, next ? m->h : NULL, m->compute);
+}
+
+static int layer_forward(struct device_model *m, const struct cuda_run *run, const struct space *s,
+                         uint32_t layer)
+{
+    const struct model_config *c = m->config;
+    struct cu_heads heads = {.n_heads = c->n_heads,
+                             .n_kv_heads = c->n_kv_heads,
+                             .head_dim = c->head_dim,
+                             .rotary_dim = c->rotary_dim,
+                             .layer = layer,
+                             .n_layers = c->n_layers,
+                             .window = c->layers[layer].window,
+                             .scale = (float)c->attention_scale,
+                             .softcap = (float)c->attention_softcap};
+    struct cu_norm q_norm = {0}, k_norm = {0}, mlp = norm_of(m, run, layer, NORM_MLP), next;
+    bool last = layer + 1 == c->n_layers;
+    if (c->qk_norm) {
+        q_norm = norm_of(m, run, layer, NORM_Q);
+        k_norm = norm_of(m, run, layer, NORM_K);
+    }
+    if (!last)
+        next = norm_of(m, run, layer + 1, NORM_ATTN);
+    const float *trig = m->trig + (size_t)c->layers[layer].rope_idx * run->rows * c->rotary_dim;
+    struct cu_pages pages = pages_of(m, run);
+    struct cu_expand e;
+    TRY(linear(m, run, s, layer, SITE_QKV, m->h, &e));
+    TRY(cu_rope_write(&e, &s->r, &heads, &q_norm, &k_norm, trig, &pages, m->q, m->compute));
+    TRY(attention(m, run, s, &heads));
+    TRY(linear(m, run, s, layer, SITE_O, m->attn, &e));
+    TRY(end_residual(m, run, s, &e, layer, NORM_ATTN_POST, &mlp));
+    TRY(linear(m, run, s, layer, SITE_GATE_UP, m->h, &e));
+    TRY(cu_activation(&e, c->d_ff, c->activation == ACTIVATION_GELU_TANH, m->act, m->compute));
+    TRY(linear(m, run, s, layer, SITE_DOWN, m->act, &e));
+    return end_residual(m, run, s, &e, layer, NORM_MLP_POST, last ? NULL : &next);
+}
+
+static int sample(struct device_model *m, const struct cuda_run *run, const struct space *head)
+{
+    uint32_t n = run->logits;
+    uint8_t *r = m->results;
+    struct cu_sampler s = {
+        .params = meta_at(run, run->at.sampling),
+        .biases = (const struct cu_token_bias *)(const void *)m->extra,
+        .history = (const int32_t *)(const void *)(m->extra +
+                                                   m->max_biases * sizeof(struct cu_token_bias)),
+        .prev_ids = m->prev_ids,
+        .n_rows = head->r.n_rows,
+        .bound = n,
+        .stride = m->config->vocab_size,
+        .softcap = (float)m->config->logit_softcap,
+        .logits = m->logits,
+        .changed = m->changed,
+        .counts = m->counts_scratch,
+        .ids = (int32_t *)(void *)r,
+        .ranks = (int32_t *)(void *)(r + 4ull * n),
+        .logprobs = (float *)(void *)(r + 8ull * n),
+        .top_ids = (int32_t *)(void *)(r + 12ull * n),
+        .top_logprobs = (float *)(void *)(r + (12ull + 4 * BACKEND_MAX_TOP) * n)};
+    TRY(cu_sample_rows(&s, m->compute));
+    return cudaMemcpyAsync(m->prev_ids, s.ids, 4ull * n, cudaMemcpyDeviceToDevice, m->compute);
+}
+
+static int head_forward(struct device_model *m, const struct cuda_run *run,
+                        const struct space *head)
+{
+    struct cu_norm final = norm_of(m, run, 0, NORM_FINAL);
+    struct cu_expand e;
+    TRY(cu_norm_rows(&head->r, run->logits, meta_at(run, run->at.logit_rows), m->x, NULL,
+                     m->config->d_model, NULL, &final, m->head_h, m->compute));
+    TRY(linear(m, run, head, 0, SITE_HEAD, m->head_h, &e));
+    TRY(cu_logits(&e, m->logits, m->compute));
+    return sample(m, run, head);
+}
+
+int cuda_forward(struct device_model *m, const struct cuda_run *run)
+{
+    const struct model_config *c = m->config;
+    struct space rows = rows_space(m, run), head = head_space(m, run);
+    struct cu_norm first = norm_of(m, run, 0, NORM_ATTN);
+    TRY(plan(m, run, &rows, &head));
+    TRY(cu_begin(&rows.r, meta_at(run, run->at.tokens), m->tokens, m->prev_ids, m->n_ropes,
+                 m->n_regimes, c->rotary_dim, m->inv_freq, m->rope_scales, m->trig, m->compute));
+    TRY(cu_embed(&rows.r, m->embed.data, c->vocab_size, c->d_model, (float)c->embed_scale,
+                 m->embeds, run->kinds, m->x, m->compute));
+    TRY(cu_norm_rows(&rows.r, run->rows, NULL, m->x, NULL, c->d_model, NULL, &first, m->h,
+                     m->compute));
+    for (uint32_t layer = 0; layer < c->n_layers; layer++)
+        TRY(layer_forward(m, run, &rows, layer));
+    return run->logits ? head_forward(m, run, &head) : 0;
+}

@@ -1,0 +1,452 @@
+/*
+ * gemm_small: y = x W^T for T <= 64 rows, and in the same launch s = x A^T of every adapter
+ * present.
+ *
+ *   y[p][t][n], s[p][t][col]: partial sums over k in float32; the consumer adds the planes p and B
+ * s.
+ *
+ * Weights stand on the MMA's M side (16 outputs), tokens on its N side (8). One CTA a
+ * multiprocessor, 8 warps. All blocks (16 KB of weights) of the matrix lie on one line; every CTA
+ * gets an equal stretch of it (stream-K), less what its chunks of A cost, so that no CTA waits for
+ * another and adapters fill what would be the tail. A tile that crosses CTAs gives one plane for
+ * each (plan.cu).
+ *
+ * T <= 16: blocks of 64 outputs x 128 inputs, warps 4 x 2 (outputs x k); else 128 x 64, warps 8 x
+ * 1, so that x is read from L2 half as often. A chunks: 16 rows of A x 1024 inputs (2048 when there
+ * are many) for at most two tiles of 8 tokens.
+ *
+ * A CTA takes half of a multiprocessor's shared memory: the next GEMM's CTA comes to stand beside
+ * it and fills its ring with weights before griddepcontrol.wait. Weights do not depend on the
+ * kernels between, so the stream of weights hardly stops.
+ *
+ * H100 80GB, GEMMs of Llama-3.1-8B with a trivial kernel after each, 15.01 GB of weights a step,
+ * read ceiling of the run 3009 GB/s (2026-11-28), ms at T = 1 / 32 / 64: one CTA an SM, 10 stages
+ * of 18 KB, chunks of A first       5.48 / 6.65 / 8.34 the same, A last, blocks of 128 x 64 for T >
+ * 16            5.18 / 5.71 / - two CTAs an SM, 5 stages                                   5.15
+ * / 5.64 / 6.24  (2916 GB/s at T = 1) launch_dependents at the last load instead of the
+ * start    6.86 / 7.31 / 6.33
+ */
+#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/launch.h"
+
+using namespace lora;
+
+namespace
+{
+
+constexpr int THREADS = 256;
+constexpr int W_STAGE = 16384; // bytes of weights in a stage
+constexpr int MAX_BATCH = 64;  // chunk descriptors held at once
+constexpr uint32_t A_PIECES =
+    4; // of 64 inputs, in a stage of a chunk: 8 KB of A, then 4 or 8 KB of x
+
+struct Chunk {
+    const uint8_t *a;      // 16 rows of A, row-major
+    uint32_t n_a;          // valid ones
+    uint32_t row0, n_rows; // tokens
+    uint32_t col;          // first column of s
+    uint32_t plane;
+    uint32_t tile0, tile_shift; // first 8-token tile; it and the next when tile_shift is 1
+};
+
+template <int NT> struct Shape {
+    static constexpr bool WIDE = NT > 2;
+    static constexpr int ROWS = WIDE ? 128 : 64; // outputs of a block
+    static constexpr int SUBS = WIDE ? 1 : 2;    // of 64 inputs
+    static constexpr int X_STAGE = NT == 8 ? 8192 : 4096;
+    static constexpr int STAGES = NT == 8 ? 4 : 5;
+    static constexpr int RING = STAGES * (W_STAGE + X_STAGE);
+    static constexpr int RED = 4096;
+    static constexpr int BYTES = RING + RED + MAX_BATCH * (int)sizeof(Chunk);
+};
+
+/* Address of the 16-byte piece c (of 8) of row r in a tile whose rows are 64 inputs. */
+__device__ __forceinline__ uint32_t swizzled(uint32_t base, int r, int c)
+{
+    return base + r * 128 + ((c ^ (r & 7)) << 4);
+}
+
+template <int NT> struct Worker {
+    using S = Shape<NT>;
+    const cu_gemm &g;
+    uint32_t ring;
+    float *red;
+    Chunk *chunks;
+    int tid, warp, lane;
+    uint32_t n_kblocks, base0, n_base; // base blocks of this CTA
+    uint32_t n_mine;                   // A chunks of this CTA
+    float acc[NT][4];
+
+    __device__ Worker(const cu_gemm &g_, uint8_t *smem) : g(g_)
+    {
+        ring = shared_address(smem);
+        red = (float *)(smem + S::RING);
+        chunks = (Chunk *)(smem + S::RING + S::RED);
+        tid = threadIdx.x;
+        warp = tid / 32;
+        lane = tid % 32;
+        n_kblocks = (g.k + S::SUBS * 64 - 1) / (S::SUBS * 64);
+        clear();
+    }
+
+    __device__ void clear()
+    {
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+            acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
+    }
+
+    __device__ uint32_t w_stage(uint32_t i) const
+    {
+        return ring + (i % S::STAGES) * (W_STAGE + S::X_STAGE);
+    }
+    __device__ uint32_t x_stage(uint32_t i) const
+    {
+        return w_stage(i) + W_STAGE;
+    }
+
+    /* ---- base weights ---- */
+
+    __device__ void load_base_w(uint32_t i) const
+    {
+        uint32_t b = base0 + i, row0 = b / n_kblocks * S::ROWS, k0 = b % n_kblocks * S::SUBS * 64;
+        uint32_t dst = w_stage(i);
+        constexpr int PIECES = S::SUBS * 8; // 16-byte pieces of a row
+#pragma unroll
+        for (int it = 0; it < 4; it++) {
+            int r = it * (THREADS / PIECES) + tid / PIECES, c = tid % PIECES;
+            bool in = row0 + r < g.n && k0 + c * 8 < g.k;
+            const uint8_t *src =
+                (const uint8_t *)g.w + (in ? ((size_t)(row0 + r) * g.k + k0 + c * 8) * 2 : 0);
+            cp_async_16_stream(swizzled(dst + (c / 8) * (S::ROWS * 128), r, c % 8), src,
+                               in ? 16 : 0);
+        }
+    }
+
+    __device__ void load_x_piece(uint32_t dst, int r, int c, uint32_t row, uint32_t k) const
+    {
+        bool in = row < g.t && k < g.k;
+        const uint8_t *src = (const uint8_t *)g.x + (in ? ((size_t)row * g.k + k) * 2 : 0);
+        cp_async_16(swizzled(dst, r, c), src, in ? 16 : 0);
+    }
+
+    __device__ void load_base_x(uint32_t i) const
+    {
+        uint32_t k0 = (base0 + i) % n_kblocks * S::SUBS * 64, dst = x_stage(i);
+        constexpr int TOTAL = NT * 8 * S::SUBS * 8;
+#pragma unroll
+        for (int it = 0; it < (TOTAL + THREADS - 1) / THREADS; it++) {
+            int p = it * THREADS + tid;
+            if (TOTAL < THREADS && p >= TOTAL)
+                break;
+            int r = p / (S::SUBS * 8), c = p % (S::SUBS * 8);
+            load_x_piece(dst + (c / 8) * (NT * 8 * 128), r, c % 8, r, k0 + c * 8);
+        }
+    }
+
+    __device__ void load_b(uint32_t xs, int k16, uint32_t b[NT][2]) const
+    {
+        if constexpr (NT == 1) {
+            ldmatrix_x2(b[0], swizzled(xs, lane & 7, k16 * 2 + ((lane >> 3) & 1)));
+        } else {
+#pragma unroll
+            for (int p = 0; p < NT / 2; p++) {
+                uint32_t r[4];
+                ldmatrix_x4(r, swizzled(xs, p * 16 + (lane >> 4) * 8 + (lane & 7),
+                                        k16 * 2 + ((lane >> 3) & 1)));
+                b[2 * p][0] = r[0];
+                b[2 * p][1] = r[1];
+                b[2 * p + 1][0] = r[2];
+                b[2 * p + 1][1] = r[3];
+            }
+        }
+    }
+
+    __device__ void compute_base(uint32_t i)
+    {
+        uint32_t ws = w_stage(i), xs = x_stage(i);
+        int m0 = S::WIDE ? warp * 16 : (warp & 3) * 16;
+        if (!S::WIDE) {
+            ws += (warp >> 2) * (S::ROWS * 128);
+            xs += (warp >> 2) * (NT * 8 * 128);
+        }
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            uint32_t w[4], b[NT][2];
+            ldmatrix_x4(w, swizzled(ws, m0 + (lane & 15), k * 2 + (lane >> 4)));
+            load_b(xs, k, b);
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+                mma_16816(acc[n], w, b[n]);
+        }
+    }
+
+    __device__ uint32_t plane_of(uint32_t tile) const
+    {
+        uint32_t plane = 0, begin = tile * n_kblocks;
+        for (uint32_t c = blockIdx.x; g.plan->start[c] > begin; c--)
+            plane += g.plan->start[c] > g.plan->start[c - 1];
+        return plane;
+    }
+
+    __device__ void flush_base(uint32_t tile)
+    {
+        int row = (S::WIDE ? warp : warp & 3) * 16 + lane / 4, col = lane % 4 * 2;
+        if (!S::WIDE) {
+            if (warp >= 4) {
+#pragma unroll
+                for (int n = 0; n < NT; n++) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        red[(n * 8 + col + (e & 1)) * 64 + row + (e >> 1) * 8] = acc[n][e];
+                }
+            }
+            __syncthreads();
+        }
+        if (S::WIDE || warp < 4) {
+            float *y = g.y + (size_t)plane_of(tile) * g.t * g.n;
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    uint32_t t = n * 8 + col + (e & 1), r = row + (e >> 1) * 8;
+                    uint32_t out = tile * S::ROWS + r;
+                    if (t < g.t && out < g.n)
+                        y[(size_t)t * g.n + out] = acc[n][e] + (S::WIDE ? 0.f : red[t * 64 + r]);
+                }
+            }
+        }
+        clear();
+    }
+
+    /* ---- A ---- */
+
+    /* The j-th chunk of this CTA. */
+    __device__ Chunk find_chunk(uint32_t j) const
+    {
+        uint32_t index = blockIdx.x + j * gridDim.x, low = 0, high = *g.n_segments;
+        while (high - low > 1) {
+            uint32_t mid = (low + high) / 2;
+            if (g.plan->prefix[mid] <= index)
+                low = mid;
+            else
+                high = mid;
+        }
+        cu_segment seg = g.segments[low];
+        const cu_site *site = &g.sites[(size_t)seg.slot * g.site_stride];
+        uint32_t blocks = (g.k + CU_TILE_K - 1) / CU_TILE_K;
+        uint32_t planes = (blocks + g.chunk_blocks - 1) / g.chunk_blocks;
+        uint32_t local = index - g.plan->prefix[low], per_pair = site->n_groups * planes;
+        uint32_t pair = local / per_pair, group = local % per_pair / planes;
+        Chunk c;
+        c.a = (const uint8_t *)site->a[group];
+        c.n_a = min(16u, site->n_rows - group * 16);
+        c.tile0 = seg.row0 / 8 + pair * 2;
+        uint32_t end = seg.row0 + seg.n_rows;
+        c.row0 = max(seg.row0, c.tile0 * 8);
+        c.n_rows = min(end, c.tile0 * 8 + 16) - c.row0;
+        c.col = g.columns[low] + group * 16;
+        c.plane = local % planes;
+        c.tile_shift = c.tile0 * 8 + 8 < end;
+        return c;
+    }
+
+    __device__ void load_a(const Chunk &c, uint32_t stage, uint32_t piece0) const
+    {
+        uint32_t k0 = c.plane * g.chunk_blocks * CU_TILE_K + piece0 * 64, pieces = A_PIECES;
+        uint32_t ws = w_stage(stage), xs = ws + pieces * 2048, col = tid & 7, shift = c.tile_shift;
+        for (uint32_t r = tid >> 3; r < pieces * 16; r += THREADS / 8) {
+            uint32_t k = k0 + (r >> 4) * 64 + col * 8;
+            bool in = (r & 15) < c.n_a && k < g.k;
+            const uint8_t *src = in ? c.a + ((size_t)(r & 15) * g.k + k) * 2 : (const uint8_t *)g.w;
+            cp_async_16_stream(swizzled(ws, r, col), src, in ? 16 : 0);
+        }
+        for (uint32_t r = tid >> 3; r < (pieces * 8) << shift; r += THREADS / 8)
+            load_x_piece(xs, r, col, c.tile0 * 8 + (r & ((8u << shift) - 1)),
+                         k0 + (r >> (3 + shift)) * 64 + col * 8);
+    }
+
+    /* Warps are dealt over the tiles first, then over the steps of 16 inputs. */
+    __device__ void compute_a(const Chunk &c, uint32_t stage)
+    {
+        uint32_t shift = c.tile_shift, ws = w_stage(stage), xs = ws + A_PIECES * 2048;
+        uint32_t tile = warp & ((1u << shift) - 1);
+        for (uint32_t k = warp >> shift; k < A_PIECES * 4; k += 8u >> shift) {
+            uint32_t w[4], b[2], q = k / 4, k16 = k % 4;
+            ldmatrix_x4(w, swizzled(ws + q * 2048, lane & 15, k16 * 2 + (lane >> 4)));
+            ldmatrix_x2(b, swizzled(xs + (q << shift) * 1024, tile * 8 + (lane & 7),
+                                    k16 * 2 + ((lane >> 3) & 1)));
+            mma_16816(acc[0], w, b);
+        }
+    }
+
+    __device__ void flush_a(const Chunk &c)
+    {
+        uint32_t shift = c.tile_shift, rows = 8u << shift, parts = 8u >> shift;
+        int row = lane / 4, col = (warp & ((1u << shift) - 1)) * 8 + lane % 4 * 2;
+        float *mine = red + (warp >> shift) * (16 * rows);
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            mine[(col + (e & 1)) * 16 + row + (e >> 1) * 8] = acc[0][e];
+        __syncthreads();
+        float *s = g.s + (size_t)c.plane * g.t * g.s_width;
+        for (uint32_t i = tid; i < 16 * rows; i += THREADS) {
+            uint32_t t = c.tile0 * 8 + i / 16, r = i % 16;
+            if (t < c.row0 || t >= c.row0 + c.n_rows || r >= c.n_a)
+                continue;
+            float sum = 0;
+            for (uint32_t p = 0; p < parts; p++)
+                sum += red[p * (16 * rows) + i];
+            s[(size_t)t * g.s_width + c.col + r] = sum;
+        }
+        acc[0][0] = acc[0][1] = acc[0][2] = acc[0][3] = 0;
+    }
+
+    /* ---- the stream of stages: base blocks, then chunks ---- */
+
+    /* A place in the chunks of a batch. */
+    struct Cursor {
+        uint32_t chunk, piece;
+    };
+
+    /* True when that was the chunk's last stage. */
+    __device__ bool advance(Cursor &at) const
+    {
+        at.piece += A_PIECES;
+        if (at.piece < g.chunk_blocks * 2)
+            return false;
+        at.piece = 0;
+        at.chunk++;
+        return true;
+    }
+
+    __device__ void load_next_a(Cursor &at, uint32_t n, uint32_t stage) const
+    {
+        if (at.chunk >= n)
+            return;
+        load_a(chunks[at.chunk], stage, at.piece);
+        advance(at);
+    }
+
+    /* The base blocks and the first n chunks; the first STAGES - 1 stages are in flight. */
+    __device__ void run_stream(uint32_t blocks, uint32_t n, Cursor loading)
+    {
+        Cursor done = {0, 0};
+        for (uint32_t i = 0; i < blocks || done.chunk < n; i++) {
+            cp_async_wait<S::STAGES - 2>();
+            __syncthreads();
+            uint32_t ahead = i + S::STAGES - 1;
+            if (ahead < blocks) {
+                load_base_w(ahead);
+                load_base_x(ahead);
+            } else {
+                load_next_a(loading, n, ahead);
+            }
+            cp_async_commit();
+            if (i < blocks) {
+                compute_base(i);
+                uint32_t b = base0 + i + 1;
+                if (i + 1 == blocks || b % n_kblocks == 0)
+                    flush_base((b - 1) / n_kblocks);
+            } else {
+                const Chunk &c = chunks[done.chunk];
+                compute_a(c, i);
+                if (advance(done))
+                    flush_a(c);
+            }
+        }
+    }
+
+    __device__ void run()
+    {
+        base0 = g.plan->start[blockIdx.x];
+        n_base = g.plan->start[blockIdx.x + 1] - base0;
+        for (uint32_t i = 0; i < S::STAGES - 1; i++) {
+            if (i < n_base)
+                load_base_w(i);
+            cp_async_commit();
+        }
+        uint32_t n_chunks = g.segments ? g.plan->n_chunks : 0;
+        n_mine = n_chunks / gridDim.x + (blockIdx.x < n_chunks % gridDim.x);
+        uint32_t n = min(n_mine, (uint32_t)MAX_BATCH);
+        if (tid < n)
+            chunks[tid] = find_chunk(tid);
+        pdl_wait();
+        __syncthreads();
+        Cursor loading = {0, 0};
+        for (uint32_t i = 0; i < S::STAGES - 1; i++) {
+            if (i < n_base)
+                load_base_x(i);
+            else
+                load_next_a(loading, n, i);
+            cp_async_commit();
+        }
+        run_stream(n_base, n, loading);
+        for (uint32_t first = n; first < n_mine; first += n) {
+            cp_async_wait<0>();
+            __syncthreads();
+            n = min(n_mine - first, (uint32_t)MAX_BATCH);
+            if (tid < n)
+                chunks[tid] = find_chunk(first + tid);
+            __syncthreads();
+            loading = {0, 0};
+            for (uint32_t i = 0; i < S::STAGES - 1; i++) {
+                load_next_a(loading, n, i);
+                cp_async_commit();
+            }
+            run_stream(0, n, loading);
+        }
+    }
+};
+
+// So few registers that the kernels between two GEMMs fit beside two CTAs of this one.
+template <int NT> __global__ void __maxnreg__(NT > 2 ? 88 : 64) gemm_small_kernel(const cu_gemm g)
+{
+    extern __shared__ __align__(128) uint8_t smem[];
+    pdl_launch_dependents();
+    Worker<NT> worker(g, smem);
+    worker.run();
+}
+
+template <int NT> int launch(const cu_gemm *g, cudaStream_t stream)
+{
+    static bool ready[16];
+    int device = 0;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess && !ready[device & 15]) {
+        e = cudaFuncSetAttribute(gemm_small_kernel<NT>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 Shape<NT>::BYTES);
+        ready[device & 15] = e == cudaSuccess;
+    }
+    if (e != cudaSuccess)
+        return e;
+    return launch_pdl(gemm_small_kernel<NT>, dim3(g->n_ctas), dim3(THREADS), Shape<NT>::BYTES,
+                      stream, *g);
+}
+
+} // namespace
+
+extern "C" uint32_t cu_chunk_blocks(uint32_t k)
+{
+    uint32_t blocks = (k + CU_TILE_K - 1) / CU_TILE_K, n = 1;
+    while (n < (k > 8192 ? 16u : 8u) && n < blocks)
+        n *= 2;
+    return n;
+}
+
+extern "C" void cu_block_shape(uint32_t t, uint32_t *rows, uint32_t *k)
+{
+    *rows = t <= 16 ? 64 : 128;
+    *k = t <= 16 ? 128 : 64;
+}
+
+extern "C" int cu_gemm_small(const struct cu_gemm *g, cudaStream_t stream)
+{
+    if (g->t <= 8)
+        return launch<1>(g, stream);
+    if (g->t <= 16)
+        return launch<2>(g, stream);
+    if (g->t <= 32)
+        return launch<4>(g, stream);
+    return launch<8>(g, stream);
+}

@@ -1,0 +1,286 @@
+/*
+ * launch: what the C side of the CUDA back end calls; one function a kernel, and the structs that
+ * lie in device memory. Every launcher queues on `stream`, returns 0 or a cudaError_t, and may be
+ * recorded into a graph: nothing but device memory changes from step to step.
+ *
+ * Shapes: T rows (tokens) of a step, K inputs, N outputs of a site; weights bf16 row-major [N, K].
+ */
+#ifndef KERNELS_CUDA_LAUNCH_H
+#define KERNELS_CUDA_LAUNCH_H
+
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    CU_MAX_CTAS = 192,     // multiprocessors of the largest card thought of
+    CU_MAX_SEGMENTS = 512, // of a step that takes the small-M path
+    CU_SMALL_ROWS = 64,    // up to here the own GEMM, beyond cuBLASLt
+    CU_TILE_K = 128,       // unit in which chunks of A count inputs
+    CU_MAX_PARTS = 4,      // modules side by side in one site
+    CU_B_BLOCK = 512,      // outputs of B that lie in one piece
+};
+
+/* A segment as the device reads it. */
+struct cu_segment {
+    uint32_t row0, n_rows;
+    uint32_t slot;
+    float scale;
+};
+
+/* One module of an adapter in a site. */
+struct cu_part {
+    uint32_t col0;  // first column among the site's stacked A rows
+    uint32_t rank;  // 0: no A and B, only gain or bias
+    uint32_t rank8; // rank rounded up to 8: B is padded to it
+    uint32_t out0;  // first output
+    uint32_t n_out;
+    float scale;            // alpha / r
+    const void *const *b;   // B in fragment order, one pointer per CU_B_BLOCK outputs
+    const float *gain;      // [n_out] or NULL
+    const float *bias;      // [n_out] replaces the base's, or NULL
+    const float *lora_bias; // [n_out] or NULL
+};
+
+/* What a slot holds for one (layer, site); n_parts 0: nothing. */
+struct cu_site {
+    uint32_t n_rows;   // stacked A rows: sum of ranks
+    uint32_t n_groups; // of 16 rows
+    uint32_t n_parts;
+    uint32_t flags;
+    const void *const *a; // [n_groups]: 16 rows of A, bf16 row-major [.., K]
+    struct cu_part parts[CU_MAX_PARTS];
+};
+
+/* How a small-M GEMM is spread: made by cu_plan for every (layer, site) of a step. */
+struct cu_plan {
+    uint32_t n_chunks;                    // of A
+    uint32_t start[CU_MAX_CTAS + 1];      // k-blocks of base weights before each CTA's
+    uint32_t prefix[CU_MAX_SEGMENTS + 1]; // A chunks before each segment's
+};
+
+struct cu_gemm {
+    const void *w; // [N, K]
+    const void *x; // [T, K] bf16
+    float *y;      // planes [.][T, N]
+    uint32_t t, n, k;
+    uint32_t n_ctas;
+    const struct cu_plan *plan;
+    /* LoRA's part: NULL segments for none */
+    const struct cu_segment *segments;
+    const struct cu_site *sites; // [slot * site_stride]: this (layer, site) of each slot
+    uint32_t site_stride;
+    uint32_t n_segments_max;
+    const uint32_t *n_segments; // in device memory
+    const uint32_t *columns;    // [segment]: first column of its s
+    float *s;                   // planes [.][T, s_width]: A x of every segment
+    uint32_t s_width;
+    uint32_t chunk_blocks; // k-blocks of one A chunk, power of two
+};
+int cu_gemm_small(const struct cu_gemm *g, cudaStream_t stream);
+/* How many CU_TILE_K a chunk of A has for K inputs; planes of s are ceil(K / CU_TILE_K / that). */
+uint32_t cu_chunk_blocks(uint32_t k);
+/* Outputs and inputs of one block of base weights (16 KB) in a step of t rows. */
+void cu_block_shape(uint32_t t, uint32_t *rows, uint32_t *k);
+
+/* One (layer, site) to be planned. */
+struct cu_plan_site {
+    uint32_t n, k;
+    uint32_t block_rows, block_k; // cu_block_shape()
+    uint32_t n_ctas, chunk_blocks;
+    const struct cu_site *sites; // [slot * site_stride], or NULL: no adapter touches it
+    uint32_t site_stride;
+    struct cu_plan *plan;
+    uint8_t *planes;     // [ceil(n / block_rows)]: planes of y that a tile has
+    uint32_t max_planes; // that y has room for
+};
+/* Fills plan and planes of `n_items` sites and columns[] (one site's columns serve all: they count
+ * from the widest site). First kernel of a step; runs alone. */
+int cu_plan_step(const struct cu_plan_site *items, uint32_t n_items,
+                 const struct cu_segment *segments, const uint32_t *n_segments,
+                 cudaStream_t stream);
+
+/* What completes a GEMM's output (expand.cuh): y = g (sum of planes + B v) + b. */
+struct cu_expand {
+    uint32_t t, n;
+    const float *y;        // planes [.][T, N], or NULL
+    const void *y16;       // bf16 [T, N] of a large GEMM, or NULL
+    const uint8_t *planes; // of the plan; NULL: one plane
+    uint32_t block_rows;
+    const float *bias;                 // the base's [N], or NULL
+    const struct cu_segment *segments; // NULL: no adapters
+    const uint32_t *n_segments;
+    const uint32_t *columns; // [segment]
+    const int32_t *owner;    // [T] index of the segment that may replace things, or -1
+    const struct cu_site *sites;
+    uint32_t site_stride;
+    const float *v; // planes [.][T, v_width]
+    uint32_t v_planes, v_width;
+    int kinds; // 0 none, 1 additive, 2 all
+};
+
+/* Addresses of KV pages. */
+struct cu_pages {
+    uint8_t *pool;
+    uint64_t page_bytes;
+    uint32_t pages_per_chunk, page_tokens;
+    const uint32_t *table; // the step's page ids
+};
+
+/* A sequence as the device reads it: struct step_sequence. */
+struct cu_sequence {
+    uint32_t row0, n_rows, position0, page0, n_pages, rope_regime;
+};
+
+/* The rows of a step; all in device memory but the bounds. */
+struct cu_rows {
+    uint32_t t;             // bound: rows of the bucket
+    const uint32_t *n_rows; // real count
+    const uint32_t *n_sequences;
+    const int32_t *tokens;    // resolved by cu_begin
+    const uint32_t *sequence; // [T]
+    const uint32_t *position; // [T]
+    const struct cu_sequence *sequences;
+    const struct cu_segment *segments; // NULL: no adapters
+    const uint32_t *n_segments;
+    const int32_t *owner;
+};
+
+/* Shapes of attention in one layer. */
+struct cu_heads {
+    uint32_t n_heads, n_kv_heads, head_dim, rotary_dim;
+    uint32_t layer, n_layers, window; // window 0: all
+    float scale, softcap;
+};
+
+/* tokens[i] = literal, or prev_ids[j] where it is ~j; cos and sin of every row's position:
+ * trig[rope][T][rotary_dim] (cos then sin), rope < n_ropes; inv_freq[rope][regime][rotary_dim / 2].
+ */
+int cu_begin(const struct cu_rows *r, const int32_t *literal, int32_t *tokens,
+             const int32_t *prev_ids, uint32_t n_ropes, uint32_t n_regimes, uint32_t rotary_dim,
+             const float *inv_freq, const float *scales, float *trig, cudaStream_t stream);
+
+/* What a slot brings to the embedding. */
+struct cu_embed_part {
+    const void *full; // [full_rows, D] bf16, replaces E; NULL: none
+    uint32_t full_rows, n_rows, rank, a_rows;
+    const uint32_t *row_ids; // ascending
+    const void *const *rows; // [n_rows] pointers to bf16 [D]
+    const void *const *a;    // bf16 [.., rank]: one pointer per 1024 tokens
+    const void *const *b;    // bf16 [.., rank]: one pointer per CU_B_BLOCK dimensions
+    const float *gain;       // [D]
+    float scale;
+};
+/* x[T, D] float32 */
+int cu_embed(const struct cu_rows *r, const void *e, uint32_t vocab, uint32_t d, float scale,
+             const struct cu_embed_part *slots, int kinds, float *x, cudaStream_t stream);
+
+/* Norm weights that slots replace: [slot * stride]; an entry is NULL where it does not. */
+struct cu_norm {
+    const float *w; // [D]
+    const float *const *replaced;
+    uint32_t stride;
+    float eps;
+    float plus; // 1 when weights are stored minus one
+};
+/* Per row of x[., D]: x += norm(y) w_post when y is given; then h = norm(x) w in bf16.
+ * rows: NULL, or h's row i is made of x's row rows[i]. n_bound rows; real count *n_rows. */
+int cu_norm_rows(const struct cu_rows *r, uint32_t n_bound, const uint32_t *rows, float *x,
+                 const float *y, uint32_t d, const struct cu_norm *post, const struct cu_norm *norm,
+                 void *h, cudaStream_t stream);
+
+/* q[T, n_heads, head_dim] bf16; keys and values to the pages. */
+int cu_rope_write(const struct cu_expand *e, const struct cu_rows *r, const struct cu_heads *h,
+                  const struct cu_norm *q_norm, const struct cu_norm *k_norm, const float *trig,
+                  const struct cu_pages *pages, void *q, cudaStream_t stream);
+/* x[T, N] += y, or out[T, N] = y when out is given. */
+int cu_residual(const struct cu_expand *e, float *x, float *out, cudaStream_t stream);
+/* act[T, d_ff] bf16 = f(gate) up; gelu: tanh form, else silu. */
+int cu_activation(const struct cu_expand *e, uint32_t d_ff, int gelu, void *act,
+                  cudaStream_t stream);
+
+/* out[T, n_heads * head_dim] bf16. Decode rows are one a sequence and stand first. */
+struct cu_attention {
+    struct cu_heads heads;
+    struct cu_pages pages;
+    const void *q;
+    void *out;
+    float *partial; // decode: [split][row][head][head_dim + 2]
+    uint32_t n_split;
+};
+int cu_attention_decode(const struct cu_attention *a, const struct cu_rows *r,
+                        const uint32_t *n_decode_rows, uint32_t bound, cudaStream_t stream);
+/* Rows of sequences [first, n_sequences) with n_blocks blocks of CU_QUERY_ROWS rows in all. */
+enum { CU_QUERY_ROWS = 64 };
+int cu_attention_prefill(const struct cu_attention *a, const struct cu_rows *r,
+                         const uint32_t *block_sequence, const uint32_t *block_row,
+                         uint32_t n_blocks, cudaStream_t stream);
+
+/* v = g->s, n_planes of it, for T > CU_SMALL_ROWS; items of at most CU_SHRINK_ROWS rows of a
+ * segment. */
+enum { CU_SHRINK_ROWS = 64 };
+int cu_shrink(const struct cu_gemm *g, const uint32_t *item_segment, const uint32_t *item_row,
+              uint32_t n_items, uint32_t n_planes, cudaStream_t stream);
+
+/* Rows [row0, row0 + n_rows) of y at outputs out_ids[i] (NULL: out0 + i) become x w_i^T. */
+struct cu_replace {
+    const void *x; // [T, K] bf16
+    const void *w; // [n_out, K] bf16, or NULL with
+    const void *const *w_rows;
+    const uint32_t *out_ids;
+    uint32_t n_out, out0, k, row0, n_rows;
+    struct cu_expand y;
+};
+int cu_replace_rows(const struct cu_replace *r, cudaStream_t stream);
+
+/* logits[T, N] float32 = the completed output of the head. */
+int cu_logits(const struct cu_expand *e, float *logits, cudaStream_t stream);
+
+/* One logit row's sampling, as the device reads it. */
+struct cu_sample {
+    float temperature, top_p, min_p;
+    int32_t top_k;
+    float repetition, presence, frequency;
+    uint32_t n_bias, bias0; // into biases
+    uint32_t n_history, history0, n_prompt;
+    int32_t pending, n_top, target;
+    uint32_t vocab;
+    uint64_t seed, counter;
+};
+struct cu_token_bias {
+    int32_t token;
+    float bias;
+};
+struct cu_sampler {
+    const struct cu_sample *params;
+    const struct cu_token_bias *biases;
+    const int32_t *history;
+    const int32_t *prev_ids;
+    const uint32_t *n_rows;
+    uint32_t bound, stride; // rows; floats between rows of logits
+    float softcap;
+    float *logits;    // raw, soft-capped in place
+    float *changed;   // [bound, stride] scratch
+    uint32_t *counts; // [bound, stride] scratch
+    int32_t *ids, *ranks, *top_ids;
+    float *logprobs, *top_logprobs;
+};
+int cu_sample_rows(const struct cu_sampler *s, cudaStream_t stream);
+
+/* out[i] = ||(W + scale B A)[row0 + i]||^2 for i < n, W[n_rows, n_cols]; transposed: of columns i.
+ */
+int cu_row_norms(const void *w, uint32_t row0, uint32_t n, uint32_t n_rows, uint32_t n_cols,
+                 int transposed, const float *a, const float *b, uint32_t rank, float scale,
+                 double *out, cudaStream_t stream);
+
+/* Reads n bytes and does nothing with them. */
+int cu_read(const void *p, uint64_t n, cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,398 @@
+/* The weights of a model on the card and what an adapter replaces whole. */
+#include <string.h>
+
+#include "kernels/cuda/cuda_impl.h"
+#include "libcore/base/sys.h"
+
+void cuda_site_shape(const struct model_config *c, enum site site, uint32_t *n_rows,
+                     uint32_t *n_cols)
+{
+    uint32_t q_dim = c->n_heads * c->head_dim, kv_dim = c->n_kv_heads * c->head_dim;
+    *n_rows = c->d_model;
+    *n_cols = c->d_model;
+    if (site == SITE_QKV) {
+        *n_rows = q_dim + 2 * kv_dim;
+    } else if (site == SITE_O) {
+        *n_cols = q_dim;
+    } else if (site == SITE_GATE_UP) {
+        *n_rows = 2 * c->d_ff;
+    } else if (site == SITE_DOWN) {
+        *n_cols = c->d_ff;
+    } else {
+        *n_rows = c->vocab_size;
+    }
+}
+
+int cuda_layer_site(enum site site)
+{
+    static const int of[SITE_COUNT] = {
+        [SITE_EMBED] = -1,           [SITE_QKV] = 0,           [SITE_O] = 1,
+        [SITE_GATE_UP] = 2,          [SITE_DOWN] = 3,          [SITE_ROUTER] = -1,
+        [SITE_EXPERTS_GATE_UP] = -1, [SITE_EXPERTS_DOWN] = -1, [SITE_HEAD] = -1};
+    return of[site];
+}
+
+static const enum site layer_sites[CUDA_LAYER_SITES] = {SITE_QKV, SITE_O, SITE_GATE_UP, SITE_DOWN};
+
+static int allocate_matrix(struct cuda_matrix *m, uint32_t n_rows, uint32_t n_cols, struct err *err)
+{
+    m->n_rows = n_rows;
+    m->n_cols = n_cols;
+    return cuda_check(cudaMalloc(&m->data, (size_t)n_rows * n_cols * 2), "memory for weights", err);
+}
+
+static int allocate_weights(struct device_model *m, struct err *err)
+{
+    const struct model_config *c = m->config;
+    int rc = allocate_matrix(&m->embed, c->vocab_size, c->d_model, err);
+    if (rc == 0 && c->tied_embeddings)
+        m->head = m->embed;
+    else if (rc == 0)
+        rc = allocate_matrix(&m->head, c->vocab_size, c->d_model, err);
+    for (uint32_t i = 0; rc == 0 && i < c->n_layers; i++) {
+        for (int s = 0; rc == 0 && s < CUDA_LAYER_SITES; s++) {
+            uint32_t rows, cols;
+            cuda_site_shape(c, layer_sites[s], &rows, &cols);
+            rc = allocate_matrix(&m->layers[i].sites[s], rows, cols, err);
+        }
+    }
+    return rc;
+}
+
+static int open_staging(struct device_model *m, struct err *err)
+{
+    for (int i = 0; i < CUDA_STAGING_BLOCKS; i++) {
+        int rc =
+            cuda_check(cudaHostAlloc(&m->staging[i].host, CUDA_STAGING_BYTES, cudaHostAllocDefault),
+                       "pinned memory", err);
+        if (rc == 0)
+            rc = cuda_check(cudaEventCreateWithFlags(&m->staging[i].done, cudaEventDisableTiming),
+                            "an event", err);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+int cuda_model_open(struct backend *base, const struct model_config *config,
+                    const struct model_modules *modules, const struct step_limits *limits,
+                    struct device_model **out, struct err *err)
+{
+    struct cuda_backend *be = (struct cuda_backend *)base;
+    *out = NULL;
+    if (!limits->max_rows || !limits->max_sequences || !limits->max_logit_rows ||
+        !limits->page_tokens)
+        return err_set(err, ERR_LIMIT,
+                       "step limits: rows, sequences, logit rows and page tokens must "
+                       "not be 0");
+    int rc = cuda_check(cudaSetDevice(be->device), "choosing the card", err);
+    struct device_model *m = rc ? NULL : sys_calloc(1, sizeof *m);
+    if (!m)
+        return rc ? rc : err_set(err, ERR_NO_MEMORY, "no memory for a model");
+    m->be = be;
+    m->config = config;
+    m->modules = modules;
+    m->limits = *limits;
+    pthread_mutex_init(&m->staging_lock, NULL);
+    pthread_mutex_init(&m->load_lock, NULL);
+    pthread_cond_init(&m->staging_free, NULL);
+    m->layers = sys_calloc(config->n_layers, sizeof *m->layers);
+    m->rows_loaded = sys_calloc(2 * modules->n + 1, sizeof *m->rows_loaded);
+    m->slots = sys_calloc(limits->max_slots + 1, sizeof *m->slots);
+    if (!m->layers || !m->rows_loaded || !m->slots)
+        rc = err_set(err, ERR_NO_MEMORY, "no memory for a model of %u layers", config->n_layers);
+    if (rc == 0)
+        rc = cuda_check(cudaStreamCreateWithFlags(&m->compute, cudaStreamNonBlocking), "a stream",
+                        err);
+    if (rc == 0)
+        rc =
+            cuda_check(cudaStreamCreateWithFlags(&m->copy, cudaStreamNonBlocking), "a stream", err);
+    if (rc == 0)
+        rc = open_staging(m, err);
+    if (rc == 0)
+        rc = allocate_weights(m, err);
+    if (rc == 0)
+        rc = cuda_scratch_open(m, err);
+    if (rc == 0)
+        rc = lt_open(m, err);
+    if (rc == 0)
+        rc = cuda_steps_open(m, err);
+    if (rc != 0) {
+        cuda_model_free(base, m);
+        return rc;
+    }
+    *out = m;
+    return 0;
+}
+
+static void free_layer(struct cuda_layer *l)
+{
+    for (int i = 0; i < CUDA_LAYER_SITES; i++) {
+        cudaFree(l->sites[i].data);
+        cudaFree(l->bias[i]);
+    }
+    for (int i = 0; i < NORM_COUNT; i++)
+        cudaFree(l->norms[i]);
+}
+
+void cuda_model_free(struct backend *be, struct device_model *m)
+{
+    if (!m)
+        return;
+    cudaDeviceSynchronize();
+    cuda_steps_free(m);
+    for (uint32_t i = 0; m->slots && i < m->limits.max_slots; i++)
+        cuda_adapter_unload(be, m, i);
+    cuda_pool_free(be, m);
+    lt_free(m);
+    cuda_scratch_free(m);
+    for (uint32_t i = 0; m->layers && i < m->config->n_layers; i++)
+        free_layer(&m->layers[i]);
+    if (!m->config->tied_embeddings)
+        cudaFree(m->head.data);
+    cudaFree(m->embed.data);
+    cudaFree(m->final_norm);
+    for (int i = 0; i < CUDA_STAGING_BLOCKS; i++) {
+        if (m->staging[i].done)
+            cudaEventDestroy(m->staging[i].done);
+        cudaFreeHost(m->staging[i].host);
+    }
+    if (m->compute)
+        cudaStreamDestroy(m->compute);
+    if (m->copy)
+        cudaStreamDestroy(m->copy);
+    pthread_mutex_destroy(&m->staging_lock);
+    pthread_mutex_destroy(&m->load_lock);
+    pthread_cond_destroy(&m->staging_free);
+    sys_free(m->rows_loaded);
+    sys_free(m->slots);
+    sys_free(m->layers);
+    sys_free(m);
+}
+
+int cuda_model_bytes(struct backend *be, const struct model_config *c,
+                     const struct step_limits *limits, uint64_t *weights, uint64_t *scratch,
+                     struct err *err)
+{
+    (void)be;
+    (void)err;
+    uint64_t n = (uint64_t)c->vocab_size * c->d_model * (c->tied_embeddings ? 1 : 2);
+    for (int s = 0; s < CUDA_LAYER_SITES; s++) {
+        uint32_t rows, cols;
+        cuda_site_shape(c, layer_sites[s], &rows, &cols);
+        n += (uint64_t)rows * cols * c->n_layers;
+    }
+    *weights = n * 2;
+    *scratch = cuda_scratch_bytes(c, limits);
+    return 0;
+}
+
+// ---- loading: convert into a pinned block, copy, go on with the next block
+
+bool cuda_to_bf16(const struct tensor *src, uint64_t first, uint64_t n, uint16_t *dst)
+{
+    size_t bytes = dtype_bits(src->dtype) / 8;
+    const char *from = (const char *)src->data + first * bytes;
+    if (src->dtype == DTYPE_BF16) {
+        memcpy(dst, from, n * 2);
+        return true;
+    }
+    float block[1024];
+    for (uint64_t i = 0; i < n; i += 1024) {
+        size_t k = n - i < 1024 ? (size_t)(n - i) : 1024;
+        if (!dtype_to_f32(src->dtype, from + i * bytes, block, k) ||
+            !dtype_from_f32(DTYPE_BF16, block, dst + i, k))
+            return false;
+    }
+    return true;
+}
+
+static struct cuda_staging *take_staging(struct device_model *m)
+{
+    pthread_mutex_lock(&m->staging_lock);
+    for (;;) {
+        for (int i = 0; i < CUDA_STAGING_BLOCKS; i++) {
+            if (m->staging[i].busy)
+                continue;
+            m->staging[i].busy = true;
+            pthread_mutex_unlock(&m->staging_lock);
+            cudaEventSynchronize(m->staging[i].done);
+            return &m->staging[i];
+        }
+        pthread_cond_wait(&m->staging_free, &m->staging_lock);
+    }
+}
+
+static void give_staging(struct device_model *m, struct cuda_staging *s)
+{
+    pthread_mutex_lock(&m->staging_lock);
+    s->busy = false;
+    pthread_cond_signal(&m->staging_free);
+    pthread_mutex_unlock(&m->staging_lock);
+}
+
+static int copy_bf16(struct device_model *m, void *to, const struct tensor *src, struct err *err)
+{
+    uint64_t n = tensor_n_values(src), per = CUDA_STAGING_BYTES / 2;
+    int rc = cuda_check(cudaSetDevice(m->be->device), "choosing the card", err);
+    for (uint64_t at = 0; rc == 0 && at < n; at += per) {
+        uint64_t k = n - at < per ? n - at : per;
+        struct cuda_staging *s = take_staging(m);
+        if (!cuda_to_bf16(src, at, k, s->host))
+            rc = err_set(err, ERR_REFUSED, "weights of type %s are not computed on cuda",
+                         dtype_name(src->dtype));
+        else
+            rc = cuda_check(cudaMemcpyAsync((char *)to + at * 2, s->host, k * 2,
+                                            cudaMemcpyHostToDevice, m->copy),
+                            "copying weights", err);
+        if (rc == 0)
+            rc = cuda_check(cudaEventRecord(s->done, m->copy), "an event", err);
+        give_staging(m, s);
+    }
+    return rc;
+}
+
+int cuda_load_vector(struct device_model *m, float **to, uint32_t n_all, uint32_t row0,
+                     const struct tensor *src, struct err *err)
+{
+    uint64_t n = tensor_n_values(src);
+    if (row0 + n > n_all)
+        return err_set(err, ERR_INTERNAL, "weight_load: vector does not fit its place");
+    float *host = sys_malloc(n * sizeof *host + 1);
+    if (!host)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a vector of %u", n_all);
+    int rc = cuda_check(cudaSetDevice(m->be->device), "choosing the card", err);
+    if (rc == 0 && !dtype_to_f32(src->dtype, src->data, host, n))
+        rc = err_set(err, ERR_REFUSED, "weights of type %s are not computed on cuda",
+                     dtype_name(src->dtype));
+    pthread_mutex_lock(&m->load_lock);
+    if (rc == 0 && !*to)
+        rc = cuda_check(cudaMalloc((void **)to, n_all * sizeof **to), "memory for a vector", err);
+    pthread_mutex_unlock(&m->load_lock);
+    if (rc == 0)
+        rc = cuda_check(cudaMemcpy(*to + row0, host, n * sizeof *host, cudaMemcpyHostToDevice),
+                        "copying a vector", err);
+    sys_free(host);
+    return rc;
+}
+
+/* Counts what was loaded, so that model_ready can name what was not. */
+static void note_loaded(struct device_model *m, const struct weight_place *p, uint32_t n_rows)
+{
+    for (size_t i = 0; i < m->modules->n; i++) {
+        const struct model_module *mod = &m->modules->items[i];
+        const struct weight_place *q = &mod->place;
+        bool same =
+            q->layer == p->layer &&
+            (p->kind == WEIGHT_NORM ? q->kind == WEIGHT_NORM && q->norm == p->norm
+                                    : q->kind == WEIGHT_MATRIX && q->site == p->site &&
+                                          p->row0 >= q->row0 && p->row0 < q->row0 + mod->d_out);
+        if (!same)
+            continue;
+        atomic_fetch_add(&m->rows_loaded[2 * i + (p->kind == WEIGHT_BIAS)], n_rows);
+        return;
+    }
+}
+
+static int load_matrix(struct device_model *m, const struct weight_place *p,
+                       const struct tensor *src, struct err *err)
+{
+    int s = cuda_layer_site(p->site);
+    struct cuda_matrix *to = s >= 0                  ? &m->layers[p->layer].sites[s]
+                             : p->site == SITE_EMBED ? &m->embed
+                                                     : &m->head;
+    if (src->n_dims != 2 || src->shape[1] != to->n_cols || src->shape[0] + p->row0 > to->n_rows)
+        return err_set(err, ERR_INTERNAL, "weight_load: shape does not fit its place");
+    return copy_bf16(m, (char *)to->data + (size_t)p->row0 * to->n_cols * 2, src, err);
+}
+
+int cuda_weight_load(struct backend *be, struct device_model *m, const struct weight_place *p,
+                     const struct tensor *src, struct err *err)
+{
+    (void)be;
+    int rc;
+    if (p->layer >= m->config->n_layers)
+        return err_set(err, ERR_INTERNAL, "weight_load: layer %u of %u", p->layer,
+                       m->config->n_layers);
+    struct cuda_layer *l = &m->layers[p->layer];
+    if (p->kind == WEIGHT_MATRIX) {
+        rc = load_matrix(m, p, src, err);
+    } else if (p->kind == WEIGHT_BIAS) {
+        uint32_t rows, cols;
+        cuda_site_shape(m->config, p->site, &rows, &cols);
+        rc = cuda_load_vector(m, &l->bias[cuda_layer_site(p->site)], rows, p->row0, src, err);
+    } else {
+        float **to = p->norm == NORM_FINAL ? &m->final_norm : &l->norms[p->norm];
+        rc = cuda_load_vector(m, to, (uint32_t)tensor_n_values(src), 0, src, err);
+    }
+    if (rc == 0)
+        note_loaded(m, p, (uint32_t)src->shape[0]);
+    return rc;
+}
+
+int cuda_model_ready(struct backend *be, struct device_model *m, struct err *err)
+{
+    (void)be;
+    for (size_t i = 0; i < m->modules->n; i++) {
+        const struct model_module *mod = &m->modules->items[i];
+        uint32_t got = atomic_load(&m->rows_loaded[2 * i]);
+        if (!mod->tied && got != mod->d_out)
+            return err_set(err, ERR_CORRUPT, "%s.%s: the checkpoint lacks it (%u of %u rows)",
+                           mod->name, mod->parameter, got, mod->d_out);
+        got = atomic_load(&m->rows_loaded[2 * i + 1]);
+        if (mod->has_bias && got != mod->d_out)
+            return err_set(err, ERR_CORRUPT, "%s.bias: the checkpoint lacks it (%u of %u values)",
+                           mod->name, got, mod->d_out);
+    }
+    return cuda_check(cudaStreamSynchronize(m->copy), "loading weights", err);
+}
+
+// ---- replacements
+
+int cuda_replacement_load(struct backend *be, struct device_model *m, const struct bound_part *part,
+                          struct device_weight **out, uint64_t *n_bytes, struct err *err)
+{
+    const struct tensor *full = &part->module->full;
+    *out = NULL;
+    *n_bytes = 0;
+    if (full->n_dims < 1 || full->n_dims > 2)
+        return err_set(err, ERR_REFUSED, "%s: a replacement with %u dimensions", part->module->name,
+                       full->n_dims);
+    if (full->n_dims == 2 && full->shape[0] > part->target->d_out)
+        return err_set(err, ERR_REFUSED,
+                       "%s: %llu rows, the base has %u: added tokens are not computed "
+                       "on cuda yet; use --device cpu",
+                       part->module->name, (unsigned long long)full->shape[0], part->target->d_out);
+    struct device_weight *w = sys_calloc(1, sizeof *w);
+    if (!w)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a replacement");
+    int rc;
+    if (full->n_dims == 1) {
+        w->n = (uint32_t)full->shape[0];
+        rc = cuda_load_vector(m, &w->vector, w->n, 0, full, err);
+        *n_bytes = w->n * sizeof *w->vector;
+    } else {
+        rc = allocate_matrix(&w->matrix, (uint32_t)full->shape[0], (uint32_t)full->shape[1], err);
+        if (rc == 0)
+            rc = copy_bf16(m, w->matrix.data, full, err);
+        if (rc == 0)
+            rc = cuda_check(cudaStreamSynchronize(m->copy), "loading a replacement", err);
+        *n_bytes = (uint64_t)w->matrix.n_rows * w->matrix.n_cols * 2;
+    }
+    if (rc != 0) {
+        cuda_replacement_free(be, w);
+        return rc;
+    }
+    *out = w;
+    return 0;
+}
+
+void cuda_replacement_free(struct backend *be, struct device_weight *w)
+{
+    (void)be;
+    if (!w)
+        return;
+    cudaFree(w->matrix.data);
+    cudaFree(w->vector);
+    sys_free(w);
+}

@@ -1,0 +1,115 @@
+/*
+ * rope: completes the qkv projection: B v, biases, per-head norms of q and k, rotation (halves, as
+ * transformers' rotate_half, of the first rotary_dim), q to its buffer, k and v to the pages.
+ * A CTA has one head of 8, 16 or 64 tokens.
+ * Page: [layer][k, v][kv head][token][head_dim] bf16.
+ */
+#include "kernels/cuda/expand.cuh"
+
+using namespace lora;
+
+namespace
+{
+
+struct Args {
+    cu_rows rows;
+    cu_heads heads;
+    cu_norm q_norm, k_norm;
+    const float *trig;
+    cu_pages pages;
+    bf16 *q;
+};
+
+__device__ const float *norm_weights(const cu_norm &n, const cu_rows &rows, uint32_t t)
+{
+    if (!n.replaced || !rows.segments)
+        return n.w;
+    int owner = rows.owner[t];
+    const float *own =
+        owner < 0 ? nullptr : n.replaced[(size_t)rows.segments[owner].slot * n.stride];
+    return own ? own : n.w;
+}
+
+/* One token's head, by one warp. */
+template <int TILES>
+__device__ void normalise(float *y, const float *w, const cu_norm &n, uint32_t head_dim, int lane)
+{
+    float sum = 0;
+    for (uint32_t i = lane; i < head_dim; i += 32)
+        sum += y[i] * y[i];
+    float r = rsqrtf(warp_sum(sum) / head_dim + n.eps);
+    for (uint32_t i = lane; i < head_dim; i += 32)
+        y[i] *= r * (w[i] + n.plus);
+    __syncwarp();
+}
+
+template <int NTB, int TILES, int KINDS>
+__global__ void __launch_bounds__(EXPAND_THREADS) rope_kernel(const cu_expand e, const Args a)
+{
+    __shared__ ExpandShared<NTB, TILES> sm;
+    const cu_heads &h = a.heads;
+    uint32_t t0 = blockIdx.y * NTB * 8, head = blockIdx.x, hd = h.head_dim;
+    expand_block<NTB, TILES, KINDS>(e, sm, t0, hd / 16,
+                                    [=](uint32_t i) { return head * hd + i * 16; });
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    bool is_q = head < h.n_heads, is_k = !is_q && head < h.n_heads + h.n_kv_heads;
+    uint32_t half = h.rotary_dim / 2, n_rows = *a.rows.n_rows;
+    for (uint32_t i = warp; i < NTB * 8; i += EXPAND_WARPS) {
+        uint32_t t = t0 + i;
+        if (t >= n_rows)
+            continue;
+        float *y = sm.y + i * sm.Y_STRIDE;
+        const cu_norm &n = is_q ? a.q_norm : a.k_norm;
+        if ((is_q || is_k) && n.w)
+            normalise<TILES>(y, norm_weights(n, a.rows, t), n, hd, lane);
+        const float *trig = a.trig + (size_t)t * h.rotary_dim;
+        bf16 *to = a.q + ((size_t)t * h.n_heads + head) * hd;
+        if (!is_q) {
+            const cu_sequence &s = a.rows.sequences[a.rows.sequence[t]];
+            uint32_t position = a.rows.position[t], tokens = a.pages.page_tokens;
+            uint32_t page = a.pages.table[s.page0 + position / tokens];
+            uint8_t *at = a.pages.pool + (uint64_t)(page / a.pages.pages_per_chunk) * (2u << 20) +
+                          page % a.pages.pages_per_chunk * a.pages.page_bytes;
+            uint32_t kv_head = (head - h.n_heads) % h.n_kv_heads;
+            size_t row = ((size_t)(h.layer * 2 + !is_k) * h.n_kv_heads + kv_head) * tokens;
+            to = (bf16 *)at + (row + position % tokens) * hd;
+        }
+        for (uint32_t j = lane; j < hd; j += 32) {
+            float v = y[j];
+            if ((is_q || is_k) && j < half)
+                v = y[j] * trig[j] - y[j + half] * trig[half + j];
+            else if ((is_q || is_k) && j < 2 * half)
+                v = y[j] * trig[j - half] + y[j - half] * trig[j];
+            to[j] = __float2bfloat16(v);
+        }
+    }
+}
+
+template <int NTB, int TILES> int launch(const cu_expand *e, const Args &a, cudaStream_t stream)
+{
+    dim3 grid(a.heads.n_heads + 2 * a.heads.n_kv_heads, (e->t + NTB * 8 - 1) / (NTB * 8));
+    auto kernel = e->kinds == 0   ? rope_kernel<NTB, TILES, 0>
+                  : e->kinds == 1 ? rope_kernel<NTB, TILES, 1>
+                                  : rope_kernel<NTB, TILES, 2>;
+    return launch_pdl(kernel, grid, dim3(EXPAND_THREADS), 0, stream, *e, a);
+}
+
+template <int NTB> int launch_width(const cu_expand *e, const Args &a, cudaStream_t stream)
+{
+    return a.heads.head_dim <= 128 ? launch<NTB, 8>(e, a, stream) : launch<NTB, 16>(e, a, stream);
+}
+
+} // namespace
+
+extern "C" int cu_rope_write(const struct cu_expand *e, const struct cu_rows *r,
+                             const struct cu_heads *h, const struct cu_norm *q_norm,
+                             const struct cu_norm *k_norm, const float *trig,
+                             const struct cu_pages *pages, void *q, cudaStream_t stream)
+{
+    Args a = {*r, *h, *q_norm, *k_norm, trig, *pages, (bf16 *)q};
+    if (e->t <= 8)
+        return launch_width<1>(e, a, stream);
+    if (e->t <= CU_SMALL_ROWS || h->head_dim > 128)
+        return launch_width<2>(e, a, stream);
+    return launch<8, 8>(e, a, stream);
+}
