@@ -27,7 +27,7 @@ $(A_LIBCORE): $(call obj,$(LIBCORE))
 $(A_KERNELS): $(call obj,$(KERNELS))
 $(A_STORE):   $(call obj,$(STORE))
 $(A_CMD):     $(call obj,$(filter-out cmd/main,$(CMD)))
-$(A_TEST):    $(call obj,tests/lib/test tests/lib/fake_backend tests/lib/fake_source)
+$(A_TEST):    $(call obj,tests/lib/test $(addprefix tests/lib/fake_,backend model source))
 $(B)/%.a:
 	@rm -f $@
 	$(Q)ar rcs $@ $^
@@ -59,7 +59,7 @@ endif
 $(B)/libcore/merge/values%.o: ALL_CFLAGS += $(if $(filter release,$(VARIANT)),-O3) -ffp-contract=off \
   -fno-math-errno -fno-trapping-math
 
--include $(patsubst %,$(B)/%.d,$(LIBCORE) $(KERNELS) $(STORE) $(CMD) tests/lib/test tests/lib/fake_backend tests/lib/fake_source)
+-include $(patsubst %,$(B)/%.d,$(LIBCORE) $(KERNELS) $(STORE) $(CMD) tests/lib/test $(addprefix tests/lib/fake_,backend model source))
 
 # ---- tests: a folder's tests link only the archives that it may use ----------------------------
 TESTS_C := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/*/test_*.c tests/unit/*/*/test_*.c \

@@ -4,8 +4,7 @@
 #include "libcore/base/sys.h"
 #include "libcore/engine/adapter_pool_impl.h"
 
-// ---- what an adapter is
-// --------------------------------------------------------------------------
+// ---- what an adapter is -------------------------------------------------------------------------
 
 static uint64_t replacement_bytes(const struct bound_adapter *b)
 {
@@ -49,8 +48,7 @@ void adapter_load_set_traits(struct adapter_entry *e, const struct adapter_trait
     e->replacement_bytes = t->replacement_bytes;
 }
 
-// ---- room in host memory
-// -------------------------------------------------------------------------
+// ---- room in host memory ------------------------------------------------------------------------
 
 /* An image may go unless the device still waits for it on behalf of a request. For a request that
  * has waited too long even then: otherwise images that wait for room on the device and requests
@@ -136,8 +134,7 @@ static uint64_t host_need(const struct adapter_traits *t)
     return n ? n : 1; // 0 means: nothing is reserved
 }
 
-// ---- disk to host
-// --------------------------------------------------------------------------------
+// ---- disk to host -------------------------------------------------------------------------------
 
 struct loaded {
     struct adapter_traits traits;
@@ -338,8 +335,7 @@ bool adapter_load_start(struct adapter_entry *e)
     return true;
 }
 
-// ---- host to device
-// ------------------------------------------------------------------------------
+// ---- host to device -----------------------------------------------------------------------------
 
 static int load_replacements(struct adapter_entry *e, uint64_t *n_bytes, struct err *err)
 {

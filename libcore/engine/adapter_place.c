@@ -55,8 +55,7 @@ static bool room_is_enough(const struct adapter_pool *p, struct room *r, uint64_
     return r->chunks + r->spare >= n_chunks;
 }
 
-// ---- leaving the device
-// --------------------------------------------------------------------------
+// ---- leaving the device -------------------------------------------------------------------------
 
 void adapter_place_unload(struct adapter_entry *e)
 {
@@ -133,8 +132,7 @@ uint32_t adapter_pool_n_idle_chunks(struct adapter_pool *p)
     return n;
 }
 
-// ---- coming to the device
-// ------------------------------------------------------------------------
+// ---- coming to the device -----------------------------------------------------------------------
 
 static uint32_t free_slot(const struct adapter_pool *p)
 {
@@ -293,8 +291,7 @@ bool adapter_place_service(struct adapter_pool *p)
     return failed;
 }
 
-// ---- room for a request that has waited too long
-// -------------------------------------------------
+// ---- room for a request that has waited too long ------------------------------------------------
 
 static bool may_drain(const struct adapter_entry *e)
 {

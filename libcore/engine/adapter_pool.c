@@ -11,8 +11,7 @@
 // How fast an adapter's past hits lose weight under EVICTION_COST.
 static const double HALF_LIFE_NS = 60e9;
 
-// ---- open, free
-// ----------------------------------------------------------------------------------
+// ---- open, free ---------------------------------------------------------------------------------
 
 static void set_pack_key(struct adapter_pool *p)
 {
@@ -89,8 +88,7 @@ void adapter_pool_free(struct adapter_pool *p)
     sys_free(p);
 }
 
-// ---- the table
-// -----------------------------------------------------------------------------------
+// ---- the table ----------------------------------------------------------------------------------
 
 static struct adapter_entry **bucket_of(struct adapter_pool *p, const char *content_id)
 {
@@ -161,8 +159,7 @@ static void sweep_forgotten(struct adapter_pool *p)
     }
 }
 
-// ---- wanting
-// -------------------------------------------------------------------------------------
+// ---- wanting ------------------------------------------------------------------------------------
 
 bool adapter_entry_is_wanted(const struct adapter_entry *e)
 {
@@ -308,8 +305,7 @@ void adapter_pool_release(struct adapter_pool *p, struct adapter_entry *e, bool 
     pthread_mutex_unlock(&p->mutex);
 }
 
-// ---- registering, pinning, forgetting
-// ------------------------------------------------------------
+// ---- registering, pinning, forgetting -----------------------------------------------------------
 
 static int describe(struct adapter_pool *p, const struct adapter *a, struct adapter_traits *traits,
                     struct err *err)
@@ -419,8 +415,7 @@ void adapter_pool_forget(struct adapter_pool *p, const char *content_id)
     p->opt.wake(p->opt.user);
 }
 
-// ---- what is where
-// -------------------------------------------------------------------------------
+// ---- what is where ------------------------------------------------------------------------------
 
 static enum engine_tier tier_of(const struct adapter_entry *e)
 {
@@ -552,8 +547,7 @@ void adapter_pool_used(struct adapter_entry *e, uint64_t step, uint32_t n_tokens
     atomic_fetch_add_explicit(&e->n_tokens, n_tokens, memory_order_relaxed);
 }
 
-// ---- errors
-// --------------------------------------------------------------------------------------
+// ---- errors -------------------------------------------------------------------------------------
 
 const struct err *adapter_pool_error(const struct adapter_entry *e)
 {

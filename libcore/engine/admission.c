@@ -19,8 +19,7 @@ void scheduler_end_urgency(struct scheduler *s)
     adapter_pool_make_room(s->opt.adapters, NULL, 0, 0);
 }
 
-// ---- adapters
-// ------------------------------------------------------------------------------------
+// ---- adapters -----------------------------------------------------------------------------------
 
 /* Adapters of seq that no running sequence uses yet. */
 static uint32_t n_new_adapters(const struct sequence *seq)
@@ -113,8 +112,7 @@ static void refuse_mix(struct scheduler *s, struct sequence *seq)
     s->opt.fail(s->opt.user, seq, &err);
 }
 
-// ---- segments
-// ------------------------------------------------------------------------------------
+// ---- segments -----------------------------------------------------------------------------------
 
 /* Segments of a step are at most two runs (decode, prefill) an adapter of each distinct set. */
 static bool segments_fit(const struct scheduler *s, const struct sequence *seq)
@@ -131,8 +129,7 @@ static bool segments_fit(const struct scheduler *s, const struct sequence *seq)
     return n <= max;
 }
 
-// ---- pages
-// ---------------------------------------------------------------------------------------
+// ---- pages --------------------------------------------------------------------------------------
 
 /* Takes known pages of the prompt; leaves at least one token to compute. */
 static void match_prefix(struct scheduler *s, struct sequence *seq)
@@ -177,8 +174,7 @@ static bool pages_are_there(struct scheduler *s, struct sequence *seq)
     return false;
 }
 
-// ---- admission
-// -----------------------------------------------------------------------------------
+// ---- admission ----------------------------------------------------------------------------------
 
 static void enter(struct scheduler *s, struct sequence *seq)
 {

@@ -103,8 +103,7 @@ void batch_free(struct batch *b)
     sys_free(b);
 }
 
-// ---- segments
-// ------------------------------------------------------------------------------------
+// ---- segments -----------------------------------------------------------------------------------
 
 /* Rows [row0, row0 + n) of seq: lengthens a segment that ends at row0, or begins one. Uses come by
  * slot and rows rise, so the list is sorted by (row0, slot). */
@@ -130,8 +129,7 @@ static void list_reset(struct segment_list *l)
     l->stamp++;
 }
 
-// ---- logit rows
-// ----------------------------------------------------------------------------------
+// ---- logit rows ---------------------------------------------------------------------------------
 
 static struct sample_params sampling_of(const struct sequence *seq)
 {
@@ -182,8 +180,7 @@ static void add_logits(struct batch *b, struct step_record *r, struct sequence *
     }
 }
 
-// ---- rows
-// ----------------------------------------------------------------------------------------
+// ---- rows ---------------------------------------------------------------------------------------
 
 static void count_group(struct step_record *r, const char *content_id, uint32_t n_rows)
 {

@@ -8,8 +8,7 @@
 #include "libcore/base/thread.h"
 #include "libcore/engine/engine_impl.h"
 
-// ---- open
-// ----------------------------------------------------------------------------------------
+// ---- open ---------------------------------------------------------------------------------------
 
 static uint32_t at_most(uint32_t wanted, uint32_t bound)
 {
@@ -237,8 +236,7 @@ int engine_drain(struct engine *e, uint64_t deadline_ms, struct err *err)
     return rc;
 }
 
-// ---- requests
-// ------------------------------------------------------------------------------------
+// ---- requests -----------------------------------------------------------------------------------
 
 static void release_uses(struct engine *e, struct sequence *s, uint32_t n)
 {
@@ -364,8 +362,7 @@ void engine_cancel(struct engine *e, uint64_t request_id)
     pthread_mutex_unlock(&e->mutex);
 }
 
-// ---- adapters, caches, numbers
-// -------------------------------------------------------------------
+// ---- adapters, caches, numbers ------------------------------------------------------------------
 
 int engine_adapter_check(struct engine *e, const struct adapter *a, struct err *err)
 {

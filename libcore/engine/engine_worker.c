@@ -17,8 +17,7 @@
 // How long the worker sleeps when only a copy on the device, or room being made, goes on.
 static const long POLL_NS = 200000;
 
-// ---- events
-// --------------------------------------------------------------------------------------
+// ---- events -------------------------------------------------------------------------------------
 
 static void deliver(struct engine *e, struct sequence *s, const struct engine_event *event)
 {
@@ -76,8 +75,7 @@ static void finish(struct engine *e, struct sequence *s, enum engine_finish why,
         sequence_free(s);
 }
 
-// ---- results
-// -------------------------------------------------------------------------------------
+// ---- results ------------------------------------------------------------------------------------
 
 static struct engine_event token_event(const struct sequence *s, enum engine_event_type type,
                                        uint32_t position, const struct step_result *result,
@@ -205,8 +203,7 @@ static void complete_step(struct engine *e)
     end_step(r);
 }
 
-// ---- a step
-// --------------------------------------------------------------------------------------
+// ---- a step -------------------------------------------------------------------------------------
 
 /* Whether something was done: a step is on its way, or it failed and took its sequences along. */
 static bool submit_step(struct engine *e)
@@ -233,8 +230,7 @@ static bool submit_step(struct engine *e)
     return true;
 }
 
-// ---- what callers left
-// ---------------------------------------------------------------------------
+// ---- what callers left --------------------------------------------------------------------------
 
 static void fail_waiting(void *user, struct sequence *s)
 {
@@ -385,8 +381,7 @@ void *engine_worker_main(void *arg)
     return NULL;
 }
 
-// ---- what the scheduler is given
-// -----------------------------------------------------------------
+// ---- what the scheduler is given ----------------------------------------------------------------
 
 static void fail_one(void *user, struct sequence *s, const struct err *err)
 {

@@ -46,8 +46,7 @@ static uint64_t mix(uint64_t h, uint64_t v)
     return h ^ (h >> 29);
 }
 
-// ---- spaces
-// --------------------------------------------------------------------------------------
+// ---- spaces -------------------------------------------------------------------------------------
 
 int prefix_space_open(struct prefix_space **out, const struct prefix_adapter *adapters, size_t n,
                       unsigned rope_regime, const char *salt, struct err *err)
@@ -125,8 +124,7 @@ static bool space_has(const struct prefix_space *s, const char *content_id)
     return false;
 }
 
-// ---- pages
-// ---------------------------------------------------------------------------------------
+// ---- pages --------------------------------------------------------------------------------------
 
 int prefix_cache_open(struct prefix_cache **out, struct kv_cache *kv, uint32_t n_pages,
                       uint32_t page_tokens, struct err *err)

@@ -40,8 +40,7 @@ uint32_t scheduler_pages_for(const struct scheduler *s, uint32_t n_positions)
     return (n_positions + page_tokens - 1) / page_tokens;
 }
 
-// ---- the sets
-// ------------------------------------------------------------------------------------
+// ---- the sets -----------------------------------------------------------------------------------
 
 void scheduler_add(struct scheduler *s, struct sequence *seq)
 {
@@ -147,8 +146,7 @@ static void preempt(struct scheduler *s, struct sequence *seq)
     s->stats.n_preemptions++;
 }
 
-// ---- pages
-// ---------------------------------------------------------------------------------------
+// ---- pages --------------------------------------------------------------------------------------
 
 static bool take_page(struct scheduler *s, struct sequence *seq)
 {
@@ -193,8 +191,7 @@ void scheduler_note_tokens(struct scheduler *s, struct sequence *seq)
     }
 }
 
-// ---- the plan
-// ------------------------------------------------------------------------------------
+// ---- the plan -----------------------------------------------------------------------------------
 
 /* Rows of seq from n_computed on that fit the budget and the logit rows it may have. */
 static uint32_t prefill_rows(struct scheduler *s, const struct sequence *seq, uint32_t *n_extra)
@@ -269,8 +266,7 @@ void scheduler_submitted(struct scheduler *s, struct sequence *seq, uint64_t ste
     scheduler_note_tokens(s, seq);
 }
 
-// ---- looking
-// -------------------------------------------------------------------------------------
+// ---- looking ------------------------------------------------------------------------------------
 
 bool scheduler_is_urgent(const struct scheduler *s)
 {

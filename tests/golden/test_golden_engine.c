@@ -24,8 +24,7 @@ static const char *const GROUPS[N_GROUPS] = {"base",         "upper-lora", "titl
                                              "reverse-lora", "math-lora",  "sort-lora",
                                              "count-lora",   "first-lora", "last-lora"};
 
-// ---- adapters from examples/tinytalk
-// -------------------------------------------------------------
+// ---- adapters from examples/tinytalk ------------------------------------------------------------
 
 struct folder_source {
     struct adapter_source base;
@@ -55,8 +54,7 @@ static int source_get(struct adapter_source *s, const char *content_id, struct a
 
 static const struct adapter_source_ops source_ops = {.get = source_get};
 
-// ---- prompts
-// -------------------------------------------------------------------------------------
+// ---- prompts ------------------------------------------------------------------------------------
 
 struct prompt {
     unsigned group;
@@ -122,8 +120,7 @@ static void read_prompts(struct bench *b)
     json_decref(root);
 }
 
-// ---- the bench
-// -----------------------------------------------------------------------------------
+// ---- the bench ----------------------------------------------------------------------------------
 
 static int open_model(struct bench *b, const struct step_limits *limits, struct err *err)
 {
@@ -331,8 +328,7 @@ static uint32_t most_groups(struct bench *b)
     return most;
 }
 
-// ---- tests
-// ---------------------------------------------------------------------------------------
+// ---- tests --------------------------------------------------------------------------------------
 
 TEST(golden_all_at_once_in_one_batch_of_nine_groups)
 {

@@ -12,133 +12,7 @@
 
 /* Plain malloc: the engine's own calls to sys are counted by tests. */
 
-// ---- the "model"
-// ---------------------------------------------------------------------------------
-
-static uint64_t mix(uint64_t h, uint64_t v)
-{
-    h ^= v + 0x9E3779B97F4A7C15u + (h << 6) + (h >> 2);
-    h *= 0xBF58476D1CE4E5B9u;
-    return h ^ (h >> 31);
-}
-
-static uint64_t adapter_effect(uint64_t signature, float scale)
-{
-    uint32_t bits;
-    memcpy(&bits, &scale, sizeof bits);
-    return mix(signature, bits);
-}
-
-static uint64_t row_value(int32_t token, uint32_t position, uint32_t regime, uint64_t effects)
-{
-    return mix(mix(mix(mix(1, (uint32_t)token), position), regime), effects);
-}
-
-static bool forbidden(const struct token_bias *bias, uint32_t n, int32_t token)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        if (bias[i].token == token && bias[i].bias == -INFINITY)
-            return true;
-    }
-    return false;
-}
-
-/* fold: everything visible; history: what the penalties read, 0 without. */
-static int32_t draw(uint64_t fold, uint64_t history, const struct sample_params *p)
-{
-    fold = mix(fold, history);
-    if (p->temperature > 0)
-        fold = mix(mix(fold, p->seed), p->counter);
-    for (uint32_t k = 0;; k++) {
-        int32_t token = (int32_t)(mix(fold, k) % FAKE_VOCAB);
-        if (!forbidden(p->bias, p->n_bias, token))
-            return token;
-    }
-}
-
-static float score_of(uint64_t fold, int32_t token)
-{
-    return -(float)(mix(fold, (uint32_t)token) % 1000) / 100;
-}
-
-static bool reads_history(const struct sample_params *p)
-{
-    return p->repetition_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0;
-}
-
-static uint64_t signature_of(unsigned number)
-{
-    char id[DIGEST_HEX_CHARS + 1];
-    fake_content_id(number, id);
-    uint64_t image = fake_hash_text(id), all = 0;
-    uint64_t n_bytes = number & FAKE_FULL ? 0 : (uint64_t)fake_rank(number) * FAKE_BYTES_PER_RANK;
-    for (uint64_t at = 0; at < n_bytes; at += FAKE_BLOCK_BYTES)
-        all = mix(all, mix(image, at));
-    return number & FAKE_FULL ? mix(all, image) : all;
-}
-
-struct oracle {
-    const struct engine_request *r;
-    uint64_t effects, fold, history;
-    uint32_t regime, position;
-};
-
-static void oracle_open(struct oracle *o, const struct engine_request *r,
-                        const struct fake_use *uses, size_t n_uses)
-{
-    *o = (struct oracle){.r = r};
-    for (size_t i = 0; i < n_uses; i++)
-        o->effects += adapter_effect(signature_of(uses[i].number), uses[i].scale);
-}
-
-static void oracle_read(struct oracle *o, int32_t token)
-{
-    o->fold = mix(o->fold, row_value(token, o->position++, o->regime, o->effects));
-    o->history = mix(o->history, (uint32_t)token);
-}
-
-size_t fake_answer(const struct engine_request *r, const struct fake_use *uses, size_t n_uses,
-                   int32_t *out, size_t max, bool *stopped)
-{
-    struct oracle o;
-    oracle_open(&o, r, uses, n_uses);
-    for (size_t i = 0; i < r->n_prompt; i++)
-        oracle_read(&o, r->prompt[i]);
-    *stopped = false;
-    struct token_bias bias[256];
-    assert(r->sampling.n_bias + r->n_stop_ids < 256);
-    for (size_t n = 0; n < max; n++) {
-        struct sample_params p = r->sampling;
-        if (p.n_bias)
-            memcpy(bias, p.bias, p.n_bias * sizeof *bias);
-        for (size_t i = 0; n < r->min_new_tokens && i < r->n_stop_ids; i++)
-            bias[p.n_bias++] = (struct token_bias){r->stop_ids[i], -INFINITY};
-        p.bias = bias;
-        p.counter = n;
-        out[n] = draw(mix(o.fold, o.effects), reads_history(&p) ? o.history : 0, &p);
-        for (size_t i = 0; n >= r->min_new_tokens && i < r->n_stop_ids; i++) {
-            if (r->stop_ids[i] == out[n]) {
-                *stopped = true;
-                return n + 1;
-            }
-        }
-        oracle_read(&o, out[n]);
-    }
-    return max;
-}
-
-float fake_score(const struct engine_request *r, const struct fake_use *uses, size_t n_uses,
-                 uint32_t position)
-{
-    struct oracle o;
-    oracle_open(&o, r, uses, n_uses);
-    for (uint32_t i = 0; i < position; i++)
-        oracle_read(&o, r->prompt[i]);
-    return score_of(mix(o.fold, o.effects), r->prompt[position]);
-}
-
-// ---- violations
-// ----------------------------------------------------------------------------------
+// ---- violations ---------------------------------------------------------------------------------
 
 static void violate(struct fake *f, const char *what, unsigned value)
 {
@@ -167,8 +41,7 @@ static bool fires(atomic_uint *countdown)
     return n == 1;
 }
 
-// ---- pool and adapters
-// ---------------------------------------------------------------------------
+// ---- pool and adapters --------------------------------------------------------------------------
 
 static int fake_pool_open(struct backend *be, struct device_model *m, uint32_t n_chunks,
                           struct err *err)
@@ -220,7 +93,7 @@ static int fake_pack(struct backend *be, const struct device_model *m,
     (void)be, (void)m, (void)err;
     uint64_t hash = fake_hash_text(b->adapter->content_id);
     for (uint64_t at = 0; at < size; at += FAKE_BLOCK_BYTES) {
-        uint64_t block = mix(hash, at);
+        uint64_t block = fake_mix(hash, at);
         memcpy((uint8_t *)image + at, &block, sizeof block);
     }
     return 0;
@@ -284,9 +157,9 @@ static uint64_t slot_signature(struct fake *f, uint32_t slot)
         const uint8_t *chunk =
             f->pool + (size_t)s->chunks[at / BACKEND_CHUNK_BYTES] * BACKEND_CHUNK_BYTES;
         memcpy(&block, chunk + at % BACKEND_CHUNK_BYTES, sizeof block);
-        all = mix(all, block);
+        all = fake_mix(all, block);
     }
-    return s->weight ? mix(all, s->weight) : all;
+    return s->weight ? fake_mix(all, s->weight) : all;
 }
 
 static int fake_replacement_load(struct backend *be, struct device_model *m,
@@ -322,8 +195,7 @@ static int fake_row_norms(struct backend *be, struct device_model *m, const stru
 
 static const struct backend_math fake_math = {.row_norms = fake_row_norms};
 
-// ---- steps
-// ---------------------------------------------------------------------------------------
+// ---- steps --------------------------------------------------------------------------------------
 
 /* Neighbouring segments of one slot and scale must have been merged. */
 static void check_merged(struct fake *f, const struct step_segment *g, uint32_t n)
@@ -360,9 +232,9 @@ static void copy_step(struct fake *f, struct fake_step *to, const struct step *s
     for (uint32_t j = 0; j < s->n_logit_rows; j++) {
         struct sample_params *p = &to->sampling[j];
         to->history[j] = 0;
-        if (reads_history(p)) {
+        if (fake_reads_history(p)) {
             for (uint32_t i = 0; i < p->n_history; i++)
-                to->history[j] = mix(to->history[j], (uint32_t)p->history[i]);
+                to->history[j] = fake_mix(to->history[j], (uint32_t)p->history[i]);
         }
         if (bias + p->n_bias > to->bias + FAKE_MAX_BIAS)
             violate(f, "more biases than the fake holds", p->n_bias);
@@ -378,7 +250,7 @@ static void run_rows(struct fake *f, struct fake_step *s)
     memset(f->effects, 0, s->step.n_rows * sizeof *f->effects);
     for (uint32_t i = 0; i < s->step.n_segments; i++) {
         const struct step_segment *g = &s->segments[i];
-        uint64_t effect = adapter_effect(slot_signature(f, g->slot), g->scale);
+        uint64_t effect = fake_effect(slot_signature(f, g->slot), g->scale);
         for (uint32_t r = g->row0; r < g->row0 + g->n_rows; r++)
             f->effects[r] += effect;
     }
@@ -395,7 +267,7 @@ static void run_rows(struct fake *f, struct fake_step *s)
             }
             uint32_t page = s->pages[q->page0 + position / f->limits.page_tokens];
             *kv_at(f, page, position % f->limits.page_tokens) =
-                row_value(token, position, q->rope_regime, f->effects[row]);
+                fake_row_value(token, position, q->rope_regime, f->effects[row]);
         }
     }
 }
@@ -410,7 +282,7 @@ static uint64_t fold_context(struct fake *f, const struct fake_step *s, uint32_t
     uint64_t fold = 0;
     for (uint32_t p = 0; p < end; p++) {
         uint32_t page = s->pages[q->page0 + p / f->limits.page_tokens];
-        fold = mix(fold, *kv_at(f, page, p % f->limits.page_tokens));
+        fold = fake_mix(fold, *kv_at(f, page, p % f->limits.page_tokens));
     }
     return fold;
 }
@@ -421,7 +293,7 @@ static uint64_t head_effects(struct fake *f, const struct fake_step *s, uint32_t
     for (uint32_t i = 0; i < s->step.n_head_segments; i++) {
         const struct step_segment *g = &s->head_segments[i];
         if (j >= g->row0 && j < g->row0 + g->n_rows)
-            all += adapter_effect(slot_signature(f, g->slot), g->scale);
+            all += fake_effect(slot_signature(f, g->slot), g->scale);
     }
     return all;
 }
@@ -430,16 +302,16 @@ static void run_logits(struct fake *f, struct fake_step *s)
 {
     for (uint32_t j = 0; j < s->step.n_logit_rows; j++) {
         const struct sample_params *p = &s->sampling[j];
-        uint64_t fold = mix(fold_context(f, s, s->logit_rows[j]), head_effects(f, s, j));
+        uint64_t fold = fake_mix(fold_context(f, s, s->logit_rows[j]), head_effects(f, s, j));
         uint64_t history = s->history[j];
-        if (reads_history(p) && p->pending >= 0) {
+        if (fake_reads_history(p) && p->pending >= 0) {
             if ((uint32_t)p->pending >= f->n_previous)
                 violate(f, "a history waits for a row that is not there", j);
             else
-                history = mix(history, (uint32_t)f->previous[p->pending]);
+                history = fake_mix(history, (uint32_t)f->previous[p->pending]);
         }
-        s->ids[j] = p->target >= 0 ? p->target : draw(fold, history, p);
-        s->logprobs[j] = score_of(fold, s->ids[j]);
+        s->ids[j] = p->target >= 0 ? p->target : fake_draw(fold, history, p);
+        s->logprobs[j] = fake_score_of(fold, s->ids[j]);
         s->ranks[j] = 1;
         for (int32_t t = 0; t < p->n_top; t++) {
             s->top_ids[j * BACKEND_MAX_TOP + t] = (s->ids[j] + t) % FAKE_VOCAB;
@@ -555,8 +427,7 @@ static int fake_result(struct backend *be, struct device_model *m, uint64_t tick
     return 0;
 }
 
-// ---- the table
-// -----------------------------------------------------------------------------------
+// ---- the table ----------------------------------------------------------------------------------
 
 static int fake_info(struct backend *be, struct backend_info *out, struct err *err)
 {

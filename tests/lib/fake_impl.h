@@ -1,4 +1,5 @@
-/* fake_backend's own: shared by fake_backend.c (the device) and fake_source.c (adapters, the rig).
+/* fake_backend's own: shared by fake_backend.c (the device), fake_model.c (what it computes)
+ * and fake_source.c (adapters, the rig).
  */
 #ifndef TESTS_LIB_FAKE_IMPL_H
 #define TESTS_LIB_FAKE_IMPL_H
@@ -59,5 +60,14 @@ struct fake {
 struct fake *fake_new(const struct fake_options *opt, const struct step_limits *limits);
 void fake_delete(struct fake *f);
 uint64_t fake_hash_text(const char *text);
+
+// fake_model.c: what the "model" is made of
+uint64_t fake_mix(uint64_t h, uint64_t v);
+uint64_t fake_effect(uint64_t signature, float scale); // of an adapter, on a row or a logit row
+uint64_t fake_row_value(int32_t token, uint32_t position, uint32_t regime, uint64_t effects);
+/* fold: everything visible; history: what the penalties read, 0 without. */
+int32_t fake_draw(uint64_t fold, uint64_t history, const struct sample_params *p);
+float fake_score_of(uint64_t fold, int32_t token);
+bool fake_reads_history(const struct sample_params *p);
 
 #endif

@@ -34,8 +34,7 @@ unsigned fake_rank(unsigned number)
     return 1 + number % 16;
 }
 
-// ---- adapters
-// ------------------------------------------------------------------------------------
+// ---- adapters -----------------------------------------------------------------------------------
 
 static struct tensor matrix(const void *data, uint64_t n_rows, uint64_t n_cols)
 {
@@ -85,8 +84,7 @@ struct adapter *fake_adapter(unsigned number)
     return a;
 }
 
-// ---- the source
-// ----------------------------------------------------------------------------------
+// ---- the source ---------------------------------------------------------------------------------
 
 struct pack {
     char id[DIGEST_HEX_CHARS + 1];
@@ -217,8 +215,7 @@ unsigned fake_source_pack_reads(struct fake_rig *rig)
     return n;
 }
 
-// ---- the rig
-// -------------------------------------------------------------------------------------
+// ---- the rig ------------------------------------------------------------------------------------
 
 int fake_open(struct fake_rig *rig, const struct fake_options *opt,
               const struct step_limits *limits, struct err *err)

@@ -175,4 +175,43 @@ static inline bool job_is_right(struct job *j)
                   (j)->end.finish, (j)->n_tokens, (j)->error.msg);                                 \
     } while (0)
 
+__attribute__((unused)) static const struct fake_options PLAIN = {.pages_per_chunk = 16};
+__attribute__((unused)) static const struct fake_options SLOW = {
+    .pages_per_chunk = 16, .threaded = true, .step_us = 200};
+__attribute__((unused)) static const struct fake_options THREADED = {.pages_per_chunk = 16,
+                                                                     .threaded = true};
+
+static inline struct job *jobs_alloc(unsigned n)
+{
+    struct job *jobs = calloc(n, sizeof *jobs);
+    if (!jobs)
+        abort();
+    return jobs;
+}
+
+static inline uint32_t n_tokens_of(struct job *j)
+{
+    pthread_mutex_lock(&j->mutex);
+    uint32_t n = j->n_tokens;
+    pthread_mutex_unlock(&j->mutex);
+    return n;
+}
+
+static inline void wait_for_tokens(struct job *j, uint32_t n)
+{
+    while (n_tokens_of(j) < n)
+        usleep(100);
+}
+
+/* A request for one adapter, answered rightly. */
+static inline void serve_one(struct rig *r, unsigned adapter)
+{
+    static struct job j;
+    struct err err = {0};
+    job_init(&j, adapter, 5, 10);
+    job_use(&j, adapter, 1);
+    CHECK_OK(job_submit(r, &j, &err), err);
+    CHECK_JOB(&j);
+}
+
 #endif
