@@ -38,7 +38,7 @@ cuda_compiles() { $make --no-print-directory cuda && count 1 0 0; }
 # A variant's tests take longer than the release's; the limit is for hanging ones.
 stage "check (release)" $make --no-print-directory tier TIER=check
 stage "slow tests (release): faults, crashes, fuzz corpus, installation" \
-    env LORA_SIM_SEEDS=1000 $make --no-print-directory tier TIER=all TEST_FLAGS="--timeout 900"
+    env LORA_SIM_SEEDS=1000 LORA_SOAK_SECONDS=60 $make --no-print-directory tier TIER=all TEST_FLAGS="--timeout 900"
 stage "address and undefined behaviour sanitizers" \
     $make --no-print-directory VARIANT=asan tier TIER=asan TEST_FLAGS="--timeout 900"
 stage "thread sanitizer" $make --no-print-directory VARIANT=tsan tier TIER=tsan TEST_FLAGS="--timeout 900"
