@@ -121,14 +121,14 @@ static int call_joiner(struct jinja_cycler *j, struct jinja_render *r, struct ji
 static int call_loop(struct jinja_render *r, struct jinja_loop *l, const struct jinja_args *args,
                      struct jinja_value *out)
 {
-    struct strbuf sb, *saved;
+    struct strbuf *sb = NULL, *saved = NULL;
     if (!l->node)
         return jinja_fail(r, "the loop must have the 'recursive' marker to be called recursively");
     if (args->n != 1 || args->n_kw)
         return jinja_fail(r, "loop() takes one argument");
     JINJA_TRY(jinja_capture_begin(r, &sb, &saved));
     int rc = jinja_run_for(r, l->outer, l->node, args->pos[0], l->depth0 + 1);
-    return jinja_capture_end(r, &sb, saved, rc, out);
+    return jinja_capture_end(r, sb, saved, rc, out);
 }
 
 static int call_value(struct jinja_render *r, struct jinja_value f, const struct jinja_args *args,

@@ -36,13 +36,16 @@ struct jinja_env *jinja_open_env(struct jinja_render *r, const struct jinja_fram
 }
 
 /* ---- captured output ---- */
-int jinja_capture_begin(struct jinja_render *r, struct strbuf *sb, struct strbuf **saved)
+int jinja_capture_begin(struct jinja_render *r, struct strbuf **sb, struct strbuf **saved)
 {
+    *sb = jinja_alloc(r, sizeof **sb);
+    if (!*sb)
+        return r->err->code;
     JINJA_TRY(jinja_enter(r));
-    strbuf_init(sb);
-    sb->max = LIMIT_TEMPLATE_OUTPUT_BYTES;
+    strbuf_init(*sb);
+    (*sb)->max = LIMIT_TEMPLATE_OUTPUT_BYTES;
     *saved = r->out;
-    r->out = sb;
+    r->out = *sb;
     return 0;
 }
 
@@ -60,10 +63,10 @@ int jinja_capture_end(struct jinja_render *r, struct strbuf *sb, struct strbuf *
 static int capture(struct jinja_render *r, struct jinja_env *env, const struct jinja_body *body,
                    enum jinja_flow *flow, struct jinja_value *out)
 {
-    struct strbuf sb, *saved;
+    struct strbuf *sb = NULL, *saved = NULL;
     JINJA_TRY(jinja_capture_begin(r, &sb, &saved));
     int rc = jinja_exec(r, env, body, flow);
-    return jinja_capture_end(r, &sb, saved, rc, out);
+    return jinja_capture_end(r, sb, saved, rc, out);
 }
 
 /* ---- output, assignment ---- */

@@ -456,7 +456,7 @@ struct jinja_env *jinja_open_env(struct jinja_render *r, const struct jinja_fram
                                  struct jinja_env *parent);
 int jinja_enter_frame(struct jinja_render *r, const struct jinja_frame *f, struct jinja_env *env);
 /* Runs a function while what it prints goes into *out. */
-int jinja_capture_begin(struct jinja_render *r, struct strbuf *sb, struct strbuf **saved);
+int jinja_capture_begin(struct jinja_render *r, struct strbuf **sb, struct strbuf **saved);
 int jinja_capture_end(struct jinja_render *r, struct strbuf *sb, struct strbuf *saved, int rc,
                       struct jinja_value *out);
 

@@ -230,7 +230,7 @@ static int target(struct jinja_parser *p, bool with_namespace, const char *end_n
 
 static int name_target(struct jinja_parser *p, struct jinja_node **out)
 {
-    struct jinja_str *name;
+    struct jinja_str *name = NULL;
     uint32_t line = jinja_token(p)->line;
     JINJA_TRY(jinja_expect_name(p, &name));
     JINJA_TRY(jinja_new_node(p, NODE_NAME, line, out));
@@ -240,7 +240,7 @@ static int name_target(struct jinja_parser *p, struct jinja_node **out)
 
 static int parse_set(struct jinja_parser *p, struct jinja_node **out)
 {
-    struct jinja_node *n, *filters = NULL;
+    struct jinja_node *n = NULL, *filters = NULL;
     JINJA_TRY(new_statement(p, NODE_SET, &n));
     JINJA_TRY(target(p, true, NULL, &n->a));
     *out = n;
@@ -269,7 +269,7 @@ static int copy_target(struct jinja_parser *p, const struct jinja_node *from,
 static int parse_for(struct jinja_parser *p, struct jinja_node **out)
 {
     static const char *const ends[] = {"endfor", "else", NULL};
-    struct jinja_node *n;
+    struct jinja_node *n = NULL;
     JINJA_TRY(new_statement(p, NODE_FOR, &n));
     JINJA_TRY(target(p, false, "in", &n->a));
     if (!jinja_skip_name(p, "in"))
@@ -319,7 +319,7 @@ static int parse_if(struct jinja_parser *p, struct jinja_node **out)
 
 static int parse_with(struct jinja_parser *p, struct jinja_node **out)
 {
-    struct jinja_node *n, *item;
+    struct jinja_node *n = NULL, *item = NULL;
     JINJA_TRY(new_statement(p, NODE_WITH, &n));
     while (jinja_token(p)->type != TOKEN_BLOCK_END) {
         if (n->block->elifs.n)
@@ -418,7 +418,7 @@ static int parse_print(struct jinja_parser *p, struct jinja_body *out)
 {
     p->pos++;
     for (bool first = true; jinja_token(p)->type != TOKEN_BLOCK_END; first = false) {
-        struct jinja_node *n;
+        struct jinja_node *n = NULL;
         if (!first)
             JINJA_TRY(jinja_expect_op(p, ","));
         JINJA_TRY(jinja_new_node(p, NODE_PRINT, jinja_token(p)->line, &n));
@@ -477,8 +477,8 @@ static int parse_statement(struct jinja_parser *p, const char *const *ends, stru
 
 static int parse_data(struct jinja_parser *p, struct jinja_body *out)
 {
-    struct jinja_node *n;
-    struct jinja_str *s;
+    struct jinja_node *n = NULL;
+    struct jinja_str *s = NULL;
     const struct jinja_token *t = jinja_token(p);
     JINJA_TRY(jinja_new_node(p, NODE_DATA, t->line, &n));
     JINJA_TRY(jinja_const_str(p, t->text, t->len, &s));
@@ -489,7 +489,7 @@ static int parse_data(struct jinja_parser *p, struct jinja_body *out)
 
 static int parse_variable(struct jinja_parser *p, struct jinja_body *out)
 {
-    struct jinja_node *n;
+    struct jinja_node *n = NULL;
     p->pos++;
     JINJA_TRY(jinja_new_node(p, NODE_PRINT, jinja_token(p)->line, &n));
     JINJA_TRY(jinja_parse_tuple(p, JINJA_TUPLE_FULL, false, NULL, &n->a));
