@@ -8,44 +8,90 @@
 // ---- row norms
 // -----------------------------------------------------------------------------------
 
+enum { NORM_COLUMNS = 256 }; // even
+
 struct norms_run {
     struct device_model *m;
     const struct bound_part *part;
     const struct cpu_matrix *w;
-    uint32_t row0;  // of the module within w
-    const float *a; // [rank, d_in] float32
-    const float *b; // [d_out, rank] float32
-    float *scratch; // two rows a thread
+    uint32_t row0;    // of the module within w
+    const float *a;   // [rank, d_in] float32
+    const float *b;   // [d_out, rank] float32
+    float *a_columns; // [d_in, rank]
+    char *b_panels;   // B in panels that lie under those of w; NULL: no A and B
+    size_t panel0;    // of w, that holds row0
+    float *scratch;
     double *out;
 };
 
-/* One row at a time: never more of the changed matrix than a row. */
-static void norm_rows(void *arg, size_t begin, size_t end, unsigned thread_idx)
+/* A block of columns of s B A for the 32 rows of a panel is a product of B's panel with A's
+ * columns, so never more of the changed matrix exists than that block. */
+static void norm_panels(void *arg, size_t begin, size_t end, unsigned thread_idx)
 {
     const struct norms_run *r = arg;
-    uint32_t k = r->w->n_cols, rank = r->part->module->rank;
-    float scale = (float)r->part->module->scale;
-    float *row = r->scratch + (size_t)thread_idx * 2 * k, *delta = row + k;
-    for (size_t i = begin; i < end; i++) {
-        cpu_matrix_row(r->m->isa, r->w, r->row0 + (uint32_t)i, row);
-        memset(delta, 0, k * sizeof *delta);
-        for (uint32_t j = 0; j < rank; j++)
-            r->m->isa->axpy(delta, r->a + (size_t)j * k, r->b[i * rank + j], k);
-        double sum = 0;
-        for (uint32_t j = 0; j < k; j++) {
-            double v = (double)row[j] + (double)(scale * delta[j]);
-            sum += v * v;
+    const struct isa_table *isa = r->m->isa;
+    uint32_t d_in = r->w->n_cols, rank = r->part->module->rank, n = r->part->target->d_out;
+    float *delta = r->scratch + (size_t)thread_idx * NORM_COLUMNS * ISA_PANEL;
+    for (size_t p = begin; p < end; p++) {
+        double sums[ISA_PANEL] = {0};
+        const char *w =
+            (const char *)r->w->data + (r->panel0 + p) * isa_panel_bytes(r->w->dtype, d_in);
+        for (uint32_t k0 = 0; k0 < d_in; k0 += NORM_COLUMNS) {
+            uint32_t n_k = d_in - k0 < NORM_COLUMNS ? d_in - k0 : NORM_COLUMNS;
+            if (r->b_panels)
+                isa->gemm(DTYPE_F32, r->b_panels + p * isa_panel_bytes(DTYPE_F32, rank), ISA_PANEL,
+                          rank, 0, 1, r->a_columns + (size_t)k0 * rank, rank, n_k, delta, ISA_PANEL,
+                          false);
+            isa->add_squares(r->w->dtype, w, k0, n_k, r->b_panels ? delta : NULL,
+                             (float)r->part->module->scale, sums);
         }
-        r->out[i] = sum;
+        for (size_t i = 0; i < ISA_PANEL; i++) {
+            size_t row = (r->panel0 + p) * ISA_PANEL + i;
+            if (row >= r->row0 && row < (size_t)r->row0 + n)
+                r->out[row - r->row0] = sums[i];
+        }
     }
 }
 
+static int norms_of_panels(struct cpu_backend *be, struct norms_run *r, struct err *err)
+{
+    uint32_t rank = r->part->module->rank, d_in = r->w->n_cols, n = r->part->target->d_out;
+    r->panel0 = r->row0 / ISA_PANEL;
+    size_t n_panels = (r->row0 + (size_t)n + ISA_PANEL - 1) / ISA_PANEL - r->panel0;
+    r->scratch =
+        sys_malloc(worker_pool_size(be->math_pool) * NORM_COLUMNS * ISA_PANEL * sizeof *r->scratch);
+    r->a_columns = sys_malloc(((size_t)d_in * rank + 1) * sizeof *r->a_columns);
+    if (rank > 0)
+        r->b_panels = sys_calloc(n_panels, isa_panel_bytes(DTYPE_F32, rank));
+    int rc = 0;
+    if (!r->scratch || !r->a_columns || (rank > 0 && !r->b_panels)) {
+        rc = err_set(err, ERR_NO_MEMORY, "no memory for row norms");
+    } else {
+        if (rank > 0)
+            isa_pack_rows(DTYPE_F32, r->b_panels, rank, r->row0 % ISA_PANEL, n, r->b,
+                          rank * sizeof *r->b);
+        for (uint32_t j = 0; j < rank; j++) {
+            for (uint32_t k = 0; k < d_in; k++)
+                r->a_columns[(size_t)k * rank + j] = r->a[(size_t)j * d_in + k];
+        }
+        pthread_mutex_lock(&be->math_lock);
+        worker_pool_run(be->math_pool, n_panels, 1, norm_panels, r);
+        pthread_mutex_unlock(&be->math_lock);
+    }
+    sys_free(r->b_panels);
+    sys_free(r->a_columns);
+    sys_free(r->scratch);
+    return rc;
+}
+
 /* Embeddings: rows of E^T are columns of E + s (B A)^T, summed over the vocabulary. */
-static void embedding_norms(const struct norms_run *r)
+static int embedding_norms(struct norms_run *r, struct err *err)
 {
     uint32_t vocab = r->w->n_rows, dim = r->w->n_cols, rank = r->part->module->rank;
     float scale = (float)r->part->module->scale;
-    float *row = r->scratch;
+    float *row = sys_malloc(dim * sizeof *row);
+    if (!row)
+        return err_set(err, ERR_NO_MEMORY, "no memory for row norms");
     memset(r->out, 0, dim * sizeof *r->out);
     for (uint32_t t = 0; t < vocab; t++) {
         cpu_matrix_row(r->m->isa, r->w, t, row);
@@ -57,6 +103,8 @@ static void embedding_norms(const struct norms_run *r)
             r->out[d] += v * v;
         }
     }
+    sys_free(row);
+    return 0;
 }
 
 static float *as_floats(const struct tensor *t)
@@ -81,21 +129,15 @@ static int row_norms(struct backend *base, struct device_model *m, const struct 
                           .row0 = place->row0,
                           .out = out};
     float *a = as_floats(&part->module->a), *b = as_floats(&part->module->b);
-    size_t n_threads = worker_pool_size(be->math_pool);
     r.a = a;
     r.b = b;
-    r.scratch = sys_malloc(n_threads * 2 * r.w->n_cols * sizeof *r.scratch);
-    int rc = 0;
-    if (!a || !b || !r.scratch) {
+    int rc;
+    if (!a || !b)
         rc = err_set(err, ERR_NO_MEMORY, "no memory for row norms");
-    } else if (place->site == SITE_EMBED) {
-        embedding_norms(&r);
-    } else {
-        pthread_mutex_lock(&be->math_lock);
-        worker_pool_run(be->math_pool, part->target->d_out, 1, norm_rows, &r);
-        pthread_mutex_unlock(&be->math_lock);
-    }
-    sys_free(r.scratch);
+    else if (place->site == SITE_EMBED)
+        rc = embedding_norms(&r, err);
+    else
+        rc = norms_of_panels(be, &r, err);
     sys_free(a);
     sys_free(b);
     return rc;

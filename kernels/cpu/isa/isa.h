@@ -67,6 +67,10 @@ struct isa_table {
     void (*rotate)(float *a, float *b, const float *c, const float *s, size_t n_half);
     float (*max)(const float *x, size_t n);
     double (*sum_exp)(const float *x, float max, size_t n); // sum of exp(x - max)
+    /* sums[i] += sum over k in [k0, k0 + n_k) of (w[i, k] + scale * delta[k - k0, i])^2 for the 32
+     * rows of one panel; k0 is even, delta [n_k][ISA_PANEL] or NULL. */
+    void (*add_squares)(enum dtype t, const void *panel, size_t k0, size_t n_k, const float *delta,
+                        float scale, double *sums);
 };
 
 /* Bytes of one panel of a matrix with k columns. */

@@ -506,6 +506,32 @@ static double sum_exp(const float *x, float max, size_t n)
     return total;
 }
 
+/* One k of a panel, as float32, with its change. */
+INLINE void add_squares_of(vf w, const float *delta, float scale, double *sums)
+{
+    float v[W];
+    store(v, delta ? w + load(delta) * splat(scale) : w);
+    for (int i = 0; i < W; i++)
+        sums[i] += (double)v[i] * v[i];
+}
+
+static void add_squares(enum dtype t, const void *panel, size_t k0, size_t n_k, const float *delta,
+                        float scale, double *sums)
+{
+    size_t step = t == DTYPE_F32 ? 1 : 2;
+    const char *w = (const char *)panel + k0 / step * ISA_PANEL * 4;
+    for (size_t k = 0; k < n_k; k += step, w += ISA_PANEL * 4) {
+        for (int n = 0; n < PANEL_VECTORS; n++) {
+            const float *d = delta ? delta + k * ISA_PANEL + n * W : NULL;
+            vu v;
+            memcpy(&v, w + n * W * 4, sizeof v);
+            add_squares_of(t == DTYPE_F32 ? (vf)v : pair_even(t, v), d, scale, sums + n * W);
+            if (step == 2 && k + 1 < n_k)
+                add_squares_of(pair_odd(t, v), d ? d + ISA_PANEL : NULL, scale, sums + n * W);
+        }
+    }
+}
+
 // ---- attention
 // -----------------------------------------------------------------------------------
 
@@ -693,6 +719,7 @@ const struct isa_table ISA_SYMBOL = {
     .rotate = rotate,
     .max = max_value,
     .sum_exp = sum_exp,
+    .add_squares = add_squares,
 };
 
 #endif
