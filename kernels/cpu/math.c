@@ -146,34 +146,46 @@ static int row_norms(struct backend *base, struct device_model *m, const struct 
 // ---- product
 // -------------------------------------------------------------------------------------
 
+enum { MATMUL_ROWS = 16 };
+
 struct matmul_run {
     const struct isa_table *isa;
-    const float *a, *b;
+    const float *a;
+    const char *b_panels;
     float *c;
+    float *scratch; // MATMUL_ROWS rows of c a thread
     size_t n, k;
     float scale;
     bool add;
 };
 
-enum { MATMUL_COLUMNS = 4096 };
-
 /* c = (c +) scale * (a b): the sum over k is complete before it is scaled and added. */
 static void matmul_rows(void *arg, size_t begin, size_t end, unsigned thread_idx)
 {
     const struct matmul_run *r = arg;
-    (void)thread_idx;
-    float acc[MATMUL_COLUMNS];
-    for (size_t i = begin; i < end; i++) {
-        for (size_t j0 = 0; j0 < r->n; j0 += MATMUL_COLUMNS) {
-            size_t n = r->n - j0 < MATMUL_COLUMNS ? r->n - j0 : MATMUL_COLUMNS;
-            memset(acc, 0, n * sizeof *acc);
-            for (size_t k = 0; k < r->k; k++)
-                r->isa->axpy(acc, r->b + k * r->n + j0, r->a[i * r->k + k], n);
-            float *c = r->c + i * r->n + j0;
-            if (!r->add)
-                memset(c, 0, n * sizeof *c);
-            r->isa->axpy(c, acc, r->scale, n);
-        }
+    float *part = r->scratch + thread_idx * MATMUL_ROWS * r->n;
+    if (r->k == 0)
+        memset(part, 0, MATMUL_ROWS * r->n * sizeof *part); // the sum of nothing
+    for (size_t i = begin; i < end; i += MATMUL_ROWS) {
+        size_t rows = end - i < MATMUL_ROWS ? end - i : MATMUL_ROWS;
+        r->isa->gemm(DTYPE_F32, r->b_panels, r->n, r->k, 0, (r->n + ISA_PANEL - 1) / ISA_PANEL,
+                     r->a + i * r->k, r->k, rows, part, r->n, false);
+        float *c = r->c + i * r->n;
+        if (!r->add)
+            memset(c, 0, rows * r->n * sizeof *c);
+        r->isa->axpy(c, part, r->scale, rows * r->n);
+    }
+}
+
+/* b[k, n] in panels: 32 columns side by side. */
+static void pack_columns(const float *b, size_t n, size_t k, char *panels)
+{
+    size_t panel_bytes = isa_panel_bytes(DTYPE_F32, k);
+    for (size_t j = 0; j < n; j += ISA_PANEL) {
+        size_t width = n - j < ISA_PANEL ? n - j : ISA_PANEL;
+        char *panel = panels + j / ISA_PANEL * panel_bytes;
+        for (size_t i = 0; i < k; i++)
+            memcpy(panel + i * ISA_PANEL * sizeof *b, b + i * n + j, width * sizeof *b);
     }
 }
 
@@ -181,12 +193,23 @@ static int matmul(struct backend *base, const float *a, const float *b, float *c
                   size_t n, size_t k, float scale, bool add, struct err *err)
 {
     struct cpu_backend *be = (struct cpu_backend *)base;
-    (void)err;
-    struct matmul_run r = {be->isa, a, b, c, n, k, scale, add};
-    pthread_mutex_lock(&be->math_lock);
-    worker_pool_run(be->math_pool, m, 1, matmul_rows, &r);
-    pthread_mutex_unlock(&be->math_lock);
-    return 0;
+    size_t n_panels = (n + ISA_PANEL - 1) / ISA_PANEL;
+    char *panels = sys_calloc(n_panels + 1, isa_panel_bytes(DTYPE_F32, k));
+    float *scratch =
+        sys_reallocarray(NULL, worker_pool_size(be->math_pool) * MATMUL_ROWS, (n + 1) * sizeof *c);
+    struct matmul_run r = {be->isa, a, panels, c, scratch, n, k, scale, add};
+    int rc = 0;
+    if (!panels || !scratch) {
+        rc = err_set(err, ERR_NO_MEMORY, "no memory for a product of %zu x %zu x %zu", m, n, k);
+    } else {
+        pack_columns(b, n, k, panels);
+        pthread_mutex_lock(&be->math_lock);
+        worker_pool_run(be->math_pool, m, MATMUL_ROWS, matmul_rows, &r);
+        pthread_mutex_unlock(&be->math_lock);
+    }
+    sys_free(panels);
+    sys_free(scratch);
+    return rc;
 }
 
 const struct backend_math cpu_math = {.row_norms = row_norms, .matmul = matmul};

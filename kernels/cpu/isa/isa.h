@@ -42,9 +42,9 @@ struct isa_attend {
 struct isa_table {
     const char *name; // "plain", "avx2", "avx512"
 
-    /* y[row, n] (+)= sum_k w[n, k] x[row, k] for the panels [panel0, panel1) of a matrix of n_out
-     * rows at `w`; t is F32, BF16 or F16. y and x are row-major with strides in floats; y points
-     * to output 0. */
+    /* y[row, n] (+)= sum_k w[n, k] x[row, k], k > 0, for the panels [panel0, panel1) of a matrix of
+     * n_out rows at `w`; t is F32, BF16 or F16. y and x are row-major with strides in floats; y
+     * points to output 0. */
     void (*gemm)(enum dtype t, const void *w, size_t n_out, size_t k, size_t panel0, size_t panel1,
                  const float *x, size_t ldx, size_t n_rows, float *y, size_t ldy, bool add);
     /* out[row * ldo + i] = sum_k a[i, k] x[row, k] for n_a rows of `a`, row-major, `a_stride` bytes
