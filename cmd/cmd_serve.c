@@ -30,6 +30,8 @@ static int run(struct cmd_context *ctx, struct err *err)
     rc = server_run(&serve_options, ctx->store_path, err);
     if (rc == ERR_BUSY)
         cmd_hint("--port 0 takes a free port");
+    else if (rc == ERR_NOT_FOUND && err && strstr(err->msg, "tokenizer.json"))
+        cmd_hint("--skip-tokenizer-init serves token ids alone, on /generate");
     return rc;
 }
 

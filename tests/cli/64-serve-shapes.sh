@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# tiers: check
+# A base without tokenizer files, and one without weights.
+. tests/lib/tap.sh
+
+mkdir "$TMP/ids"
+cp "$TINYTALK"/base/{config.json,model.safetensors,generation_config.json} "$TMP/ids"
+exits 1 "no tokenizer files" lora serve "$TMP/ids" --port 0
+like "$ERR" "skip-tokenizer-init" "the next thing to try is named"
+serve_start "$TMP/ids" --skip-tokenizer-init --lora-paths "upper=$TINYTALK/adapters/upper-lora" || { done_testing; exit; }
+http POST /generate '{"input_ids":[1,455,259,201,74,348,1369,433,2,201,1,386,85,395,446,201],"sampling_params":{"temperature":0}}'
+is "$(json "$OUT" .output_ids)" "[74,348,1369,433]" "--skip-tokenizer-init: ids in, ids out"
+unlike "$OUT" '"text"' "and no text"
+http POST /generate '{"input_ids":[1,455,259,201,74,348,1369,433,2,201,1,386,85,395,446,201],"sampling_params":{"temperature":0,"max_new_tokens":2},"lora_path":"upper","stream":true}'
+like "$OUT" '"output_ids":\[42,[0-9]+\].*"type":"length"' "as a stream, with an adapter"
+http POST /generate '{"text":"hot"}'; like "$STATUS $OUT" "^400 .*token ids" "text is refused"
+http POST /v1/chat/completions '{"messages":[{"role":"user","content":"x"}]}'; is "$STATUS" 400 "chat too"
+http POST /generate '{"input_ids":[1],"sampling_params":{"stop":"x"}}'; like "$STATUS $OUT" "^400 .*stop needs a tokenizer" "and stop strings"
+serve_stop
+
+exits 2 "--config-json alone" lora serve --config-json "$TINYTALK/base/config.json" --port 0
+serve_start --load-format dummy --config-json "$TINYTALK/base/config.json" --seed 3 || { done_testing; exit; }
+http POST /generate '{"input_ids":[1,2,3],"sampling_params":{"temperature":0,"max_new_tokens":4,"ignore_eos":true}}'
+first=$(json "$OUT" .output_ids)
+is "$STATUS $(json "$OUT" .meta_info.completion_tokens)" "200 4" "dummy weights generate"
+serve_stop
+serve_start --load-format dummy --config-json "$TINYTALK/base/config.json" --seed 3 || { done_testing; exit; }
+http POST /generate '{"input_ids":[1,2,3],"sampling_params":{"temperature":0,"max_new_tokens":4,"ignore_eos":true}}'
+is "$(json "$OUT" .output_ids)" "$first" "the same seed makes the same weights"
+serve_stop
+done_testing
