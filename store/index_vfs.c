@@ -23,11 +23,12 @@ static sqlite3_file *real_of(sqlite3_file *f)
     return ((struct shim_file *)f)->real;
 }
 
-#define FAULT(code)                                                                                \
+#define FAULT(class_bits, code)                                                                    \
     do {                                                                                           \
-        if (sys_fault_point(SYS_FAULT_FILE))                                                       \
+        if (sys_fault_point(class_bits))                                                           \
             return code;                                                                           \
     } while (0)
+enum { READS = SYS_FAULT_FILE, CHANGES = SYS_FAULT_FILE | SYS_FAULT_CHANGE };
 
 static int shim_close(sqlite3_file *f)
 {
@@ -36,25 +37,25 @@ static int shim_close(sqlite3_file *f)
 
 static int shim_read(sqlite3_file *f, void *buf, int n, sqlite3_int64 offset)
 {
-    FAULT(SQLITE_IOERR_READ);
+    FAULT(READS, SQLITE_IOERR_READ);
     return real_of(f)->pMethods->xRead(real_of(f), buf, n, offset);
 }
 
 static int shim_write(sqlite3_file *f, const void *buf, int n, sqlite3_int64 offset)
 {
-    FAULT(SQLITE_IOERR_WRITE);
+    FAULT(CHANGES, SQLITE_IOERR_WRITE);
     return real_of(f)->pMethods->xWrite(real_of(f), buf, n, offset);
 }
 
 static int shim_truncate(sqlite3_file *f, sqlite3_int64 size)
 {
-    FAULT(SQLITE_IOERR_TRUNCATE);
+    FAULT(CHANGES, SQLITE_IOERR_TRUNCATE);
     return real_of(f)->pMethods->xTruncate(real_of(f), size);
 }
 
 static int shim_sync(sqlite3_file *f, int flags)
 {
-    FAULT(SQLITE_IOERR_FSYNC);
+    FAULT(CHANGES, SQLITE_IOERR_FSYNC);
     return real_of(f)->pMethods->xSync(real_of(f), flags);
 }
 
@@ -140,7 +141,7 @@ static int shim_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *f, int fl
     struct shim_file *shim = (struct shim_file *)f;
     shim->base.pMethods = NULL;
     shim->real = (sqlite3_file *)(shim + 1);
-    FAULT(SQLITE_CANTOPEN);
+    FAULT(flags & SQLITE_OPEN_CREATE ? CHANGES : READS, SQLITE_CANTOPEN);
     int rc = real_vfs->xOpen(real_vfs, name, shim->real, flags, out_flags);
     if (rc == SQLITE_OK)
         shim->base.pMethods = &shim_methods;
@@ -150,7 +151,7 @@ static int shim_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *f, int fl
 static int shim_delete(sqlite3_vfs *vfs, const char *name, int sync_folder)
 {
     (void)vfs;
-    FAULT(SQLITE_IOERR_DELETE);
+    FAULT(CHANGES, SQLITE_IOERR_DELETE);
     return real_vfs->xDelete(real_vfs, name, sync_folder);
 }
 

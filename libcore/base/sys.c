@@ -51,13 +51,14 @@ static void read_environment(void)
         atomic_compare_exchange_strong(&state, &unread, STATE_OFF);
         return;
     }
-    unsigned mask = strcmp(class_name, "mem") == 0    ? SYS_FAULT_MEM
-                    : strcmp(class_name, "file") == 0 ? SYS_FAULT_FILE
-                                                      : SYS_FAULT_ALL;
+    unsigned mask = strcmp(class_name, "mem") == 0      ? SYS_FAULT_MEM
+                    : strcmp(class_name, "file") == 0   ? SYS_FAULT_FILE
+                    : strcmp(class_name, "change") == 0 ? SYS_FAULT_CHANGE
+                                                        : SYS_FAULT_ALL;
     sys_fault(strcmp(verb, "kill") == 0 ? SYS_FAULT_KILL : SYS_FAULT_FAIL, mask, n);
 }
 
-bool sys_fault_point(unsigned class_bit)
+bool sys_fault_point(unsigned class_bits)
 {
     int now = atomic_load_explicit(&state, memory_order_relaxed);
     if (now == STATE_OFF)
@@ -69,7 +70,7 @@ bool sys_fault_point(unsigned class_bit)
         if (atomic_load(&state) == STATE_OFF)
             return false;
     }
-    if (!(atomic_load(&classes) & class_bit))
+    if (!(atomic_load(&classes) & class_bits))
         return false;
     if (atomic_fetch_add(&counted, 1) + 1 != atomic_load(&chosen))
         return false;
@@ -79,12 +80,17 @@ bool sys_fault_point(unsigned class_bit)
     return true;
 }
 
+static bool fault(unsigned class_bits)
+{
+    if (!sys_fault_point(class_bits))
+        return false;
+    errno = atomic_load(&classes) & SYS_FAULT_CHANGE ? ENOSPC : EIO;
+    return true;
+}
+
 static bool file_fault(void)
 {
-    if (!sys_fault_point(SYS_FAULT_FILE))
-        return false;
-    errno = EIO;
-    return true;
+    return fault(SYS_FAULT_FILE);
 }
 
 static bool mem_fault(void)
@@ -155,9 +161,9 @@ void sys_free(void *p)
 }
 
 /* Runs `call` until it is not interrupted by a signal; the fault point comes first. */
-#define FILE_CALL(type, call)                                                                      \
+#define CALL(type, class_bits, call)                                                               \
     do {                                                                                           \
-        if (file_fault())                                                                          \
+        if (fault(class_bits))                                                                     \
             return -1;                                                                             \
         type result;                                                                               \
         do {                                                                                       \
@@ -165,15 +171,22 @@ void sys_free(void *p)
         } while (result < 0 && errno == EINTR);                                                    \
         return result;                                                                             \
     } while (0)
+#define FILE_CALL(type, call)   CALL(type, SYS_FAULT_FILE, call)
+#define CHANGE_CALL(type, call) CALL(type, SYS_FAULT_FILE | SYS_FAULT_CHANGE, call)
+
+static unsigned open_class(int flags)
+{
+    return flags & (O_CREAT | O_TRUNC) ? SYS_FAULT_FILE | SYS_FAULT_CHANGE : SYS_FAULT_FILE;
+}
 
 int sys_open(const char *path, int flags, mode_t mode)
 {
-    FILE_CALL(int, open(path, flags | O_CLOEXEC, mode));
+    CALL(int, open_class(flags), open(path, flags | O_CLOEXEC, mode));
 }
 
 int sys_openat(int dir_fd, const char *path, int flags, mode_t mode)
 {
-    FILE_CALL(int, openat(dir_fd, path, flags | O_CLOEXEC, mode));
+    CALL(int, open_class(flags), openat(dir_fd, path, flags | O_CLOEXEC, mode));
 }
 
 int sys_close(int fd)
@@ -189,7 +202,7 @@ ssize_t sys_read(int fd, void *buf, size_t n)
 
 ssize_t sys_write(int fd, const void *buf, size_t n)
 {
-    FILE_CALL(ssize_t, write(fd, buf, n));
+    CHANGE_CALL(ssize_t, write(fd, buf, n));
 }
 
 ssize_t sys_pread(int fd, void *buf, size_t n, off_t offset)
@@ -199,22 +212,22 @@ ssize_t sys_pread(int fd, void *buf, size_t n, off_t offset)
 
 ssize_t sys_pwrite(int fd, const void *buf, size_t n, off_t offset)
 {
-    FILE_CALL(ssize_t, pwrite(fd, buf, n, offset));
+    CHANGE_CALL(ssize_t, pwrite(fd, buf, n, offset));
 }
 
 ssize_t sys_copy_file_range(int in_fd, off_t *in_off, int out_fd, off_t *out_off, size_t n)
 {
-    FILE_CALL(ssize_t, copy_file_range(in_fd, in_off, out_fd, out_off, n, 0));
+    CHANGE_CALL(ssize_t, copy_file_range(in_fd, in_off, out_fd, out_off, n, 0));
 }
 
 int sys_ftruncate(int fd, off_t size)
 {
-    FILE_CALL(int, ftruncate(fd, size));
+    CHANGE_CALL(int, ftruncate(fd, size));
 }
 
 int sys_fsync(int fd)
 {
-    FILE_CALL(int, fsync(fd));
+    CHANGE_CALL(int, fsync(fd));
 }
 
 void sys_will_need(int fd, off_t offset, off_t n)
@@ -248,12 +261,12 @@ void sys_start_writeback(int fd, off_t offset, off_t n)
 
 int sys_fdatasync(int fd)
 {
-    FILE_CALL(int, fdatasync(fd));
+    CHANGE_CALL(int, fdatasync(fd));
 }
 
 int sys_rename(const char *from, const char *to)
 {
-    FILE_CALL(int, rename(from, to));
+    CHANGE_CALL(int, rename(from, to));
 }
 
 /* Where the file system has no RENAME_NOREPLACE (NFS and some others) a look comes before the
@@ -273,42 +286,42 @@ static int rename_noreplace(const char *from, const char *to)
 
 int sys_rename_noreplace(const char *from, const char *to)
 {
-    FILE_CALL(int, rename_noreplace(from, to));
+    CHANGE_CALL(int, rename_noreplace(from, to));
 }
 
 int sys_link(const char *from, const char *to)
 {
-    FILE_CALL(int, link(from, to));
+    CHANGE_CALL(int, link(from, to));
 }
 
 int sys_symlink(const char *target, const char *path)
 {
-    FILE_CALL(int, symlink(target, path));
+    CHANGE_CALL(int, symlink(target, path));
 }
 
 int sys_unlink(const char *path)
 {
-    FILE_CALL(int, unlink(path));
+    CHANGE_CALL(int, unlink(path));
 }
 
 int sys_mkdir(const char *path, mode_t mode)
 {
-    FILE_CALL(int, mkdir(path, mode));
+    CHANGE_CALL(int, mkdir(path, mode));
 }
 
 int sys_rmdir(const char *path)
 {
-    FILE_CALL(int, rmdir(path));
+    CHANGE_CALL(int, rmdir(path));
 }
 
 int sys_chmod(const char *path, mode_t mode)
 {
-    FILE_CALL(int, chmod(path, mode));
+    CHANGE_CALL(int, chmod(path, mode));
 }
 
 int sys_fchmod(int fd, mode_t mode)
 {
-    FILE_CALL(int, fchmod(fd, mode));
+    CHANGE_CALL(int, fchmod(fd, mode));
 }
 
 int sys_stat(const char *path, struct stat *st)
@@ -328,7 +341,7 @@ int sys_fstat(int fd, struct stat *st)
 
 int sys_touch(int fd)
 {
-    FILE_CALL(int, futimens(fd, NULL));
+    CHANGE_CALL(int, futimens(fd, NULL));
 }
 
 int sys_flock(int fd, int operation)

@@ -5,9 +5,9 @@
  * Every call of ours that allocates or touches files goes through here. Each call is a fault point:
  * it counts up, and when it is the chosen one it fails (memory: NULL, files: errno EIO or ENOSPC)
  * or kills the process with SIGKILL. Chosen by sys_fault() in a test, or by the environment
- * LORA_FAULT=fail:N[:class] or LORA_FAULT=kill:N[:class] (class: mem, file; default both), read by
- * the first call. A `kill` happens before the call takes effect. Costs one relaxed load when off.
- * Thread rule: all of it may be called from any thread.
+ * LORA_FAULT=fail:N[:class] or LORA_FAULT=kill:N[:class] (class: mem, file, change; default mem and
+ * file), read by the first call. A `kill` happens before the call takes effect. Costs one relaxed
+ * load when off. Thread rule: all of it may be called from any thread.
  */
 #ifndef LIBCORE_BASE_SYS_H
 #define LIBCORE_BASE_SYS_H
@@ -18,7 +18,14 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 
-enum sys_fault_class { SYS_FAULT_MEM = 1, SYS_FAULT_FILE = 2, SYS_FAULT_ALL = 3 };
+/* CHANGE is the part of FILE that writes, syncs, makes, renames or removes; alone it fails with
+ * ENOSPC instead of EIO. */
+enum sys_fault_class {
+    SYS_FAULT_MEM = 1,
+    SYS_FAULT_FILE = 2,
+    SYS_FAULT_ALL = 3,
+    SYS_FAULT_CHANGE = 4
+};
 enum sys_fault_action { SYS_FAULT_OFF, SYS_FAULT_FAIL, SYS_FAULT_KILL };
 
 /* From now on the n-th call (from 1) of `class_mask` meets `action`; off with SYS_FAULT_OFF. */
@@ -27,7 +34,7 @@ void sys_fault(enum sys_fault_action action, unsigned class_mask, uint64_t n);
 uint64_t sys_fault_count(void);
 bool sys_fault_hit(void);
 /* Whether a sys_fault or LORA_FAULT is armed; and one counted step for libraries with own hooks. */
-bool sys_fault_point(unsigned class_bit);
+bool sys_fault_point(unsigned class_bits);
 
 void *sys_malloc(size_t n);              // n == 0 gives a pointer that may be freed
 void *sys_calloc(size_t n, size_t size); // checked multiplication

@@ -8,17 +8,14 @@
 #   - every name that was there still names the same content, unless the command was about that name,
 #   - the command, run again, ends as it does without a kill, and then fsck and gc leave nothing behind.
 # BROKEN_BEFORE=1: the store is broken before, so nothing is asked of it between the kill and the second run.
+# Calls: those that write, sync, make, rename or remove; CRASH_CLASS=file takes reads, too.
 # CRASH_STEP=n tries every n-th call only; CRASH_OFFSET the first one.
 STEP=${CRASH_STEP:-1}
 
-# name:tag id, one a line, sorted; ABOUT (a name) is left out.
+# What each name stands for, one a line, sorted; ABOUT (a name) is left out.
 names_of() {
-    lora list --json --store "$1" 2>/dev/null | python3 -c '
-import json, sys
-text = sys.stdin.read()
-d = json.loads(text) if text else {"adapters": [], "bases": []}
-for row in sorted((a["name"], t, a["id"]) for kind in ("adapters", "bases") for a in d[kind] for t in a["tags"]):
-    if row[0] != sys.argv[1]: print(*row)' "${ABOUT:-}"
+    lora list --json --store "$1" 2>/dev/null | tr '{' '\n' | grep -o '^"name":"[^"]*","id":"[^"]*","tags":\[[^]]*\]' |
+        grep -v "^\"name\":\"${ABOUT:- }\"" | sort
 }
 all_names_of() { ABOUT= names_of "$1"; }
 
@@ -36,7 +33,7 @@ crash_once() {
     rm -rf "$TMP/victim"
     [ ! -e "$TMP/before" ] || cp -a "$TMP/before" "$TMP/victim"
     # The braces keep the shell's own "Killed" off the terminal.
-    { LORA_STORE=$TMP/victim LORA_FAULT=kill:$n:file "$@" >"$TMP/out" 2>&1 </dev/null; } 2>/dev/null
+    { LORA_STORE=$TMP/victim LORA_FAULT=kill:$n:${CRASH_CLASS:-change} "$@" >"$TMP/out" 2>&1 </dev/null; } 2>/dev/null
     status=$?
     [ "$status" -eq 137 ] || { [ "$status" -eq 0 ] || crash_fail "$name: call $n" "exit status $status without a kill" "$(tail -3 "$TMP/out")"; return 1; }
     if [ -e "$TMP/victim/lora-store.json" ] && [ -z "${BROKEN_BEFORE:-}" ]; then
@@ -76,5 +73,5 @@ crash_case() {
         n=$((n + STEP))
     done
     [ "$BAD" -ne 0 ] && return
-    if [ "$kills" -ge 2 ]; then pass "$name: $kills kills"; else fail "$name: only $kills kills"; fi
+    if [ "$kills" -ge 1 ]; then pass "$name: $kills kills"; else fail "$name: no kill"; fi
 }
