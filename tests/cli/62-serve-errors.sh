@@ -112,7 +112,7 @@ serve_start "$BASE" --request-timeout 0.2 || { done_testing; exit; }
 http POST /v1/completions '{"prompt":"hot","max_tokens":1000,"n":32,"ignore_eos":true,"temperature":0}'
 is "$STATUS $(json "$OUT" .error.type)" "504 TimeoutError" "a request that takes too long"
 http POST /v1/completions '{"prompt":"hot","max_tokens":1000,"n":32,"ignore_eos":true,"temperature":0,"stream":true}'
-XX
+like "$(printf '%s\n' "$OUT" | tail -5)" '"error":\{.*request-timeout' "as a stream it says so too"
 serve_stop
 serve_start "$BASE" --max-num-seqs 1 --max-queued-requests 2 || { done_testing; exit; }
 for _ in 1 2 3 4 5 6; do

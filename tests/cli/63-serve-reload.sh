@@ -73,7 +73,7 @@ ask y; is "$STATUS" 200 "the old content lives on under its other name" || true
 # Unloading a busy adapter lets its request finish.
 curl -s "$URL/v1/completions" -d '{"model":"sort","prompt":"hot","max_tokens":400,"ignore_eos":true,"temperature":0}' >"$TMP/busy" &
 BUSY=$!
-sleep 0.1
+for _ in $(seq 100); do [ "$(metric vllm:num_requests_running)" = 1 ] && break; sleep 0.02; done
 http POST /v1/unload_lora_adapter '{"lora_name":"sort"}'
 is "$STATUS:$OUT" "200:Success: LoRA adapter 'sort' removed successfully." "unload of a busy adapter"
 ask sort; is "$STATUS" 404 "is seen at once"
@@ -108,11 +108,11 @@ serve_stop
 
 # ---- draining
 serve_start --model "$BASE" --served-model-name tinytalk || { done_testing; exit; }
-curl -s "$URL/v1/completions" -d "$LONG}" >"$TMP/drained" &
+curl -s "$URL/v1/completions" -d '{"prompt":"hot","max_tokens":300,"ignore_eos":true,"temperature":0}' >"$TMP/drained" &
 BUSY=$!
-sleep 0.15
+for _ in $(seq 100); do [ "$(metric vllm:num_requests_running)" = 1 ] && break; sleep 0.02; done
 serve_stop
 is "$STATUS" 0 "SIGTERM ends the server well"
 wait $BUSY
-is "$(json "$(cat "$TMP/drained")" .usage.completion_tokens)" 900 "after running requests have finished"
+is "$(json "$(cat "$TMP/drained")" .usage.completion_tokens)" 300 "after running requests have finished"
 done_testing
