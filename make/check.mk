@@ -28,6 +28,12 @@ $(B)/tests/lib/http_load: $(HTTP_LOAD) $(A_LIBCORE)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LIBS_LIBCORE)
 -include $(HTTP_LOAD:.o=.d)
 
+# Programs that make inputs for measuring; not part of any tier.
+$(B)/tests/tools/%: tests/tools/%.c $(A_LIBCORE)
+	@mkdir -p $(@D)
+	$(call SAY,TEST)
+	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $< $(A_LIBCORE) $(LIBS_LIBCORE)
+
 $(B)/tests/fuzz/%: tests/fuzz/%.c $(B)/tests/lib/fuzz_main.o $(A_CMD) $(A_STORE) $(A_KERNELS) $(A_LIBCORE)
 	@mkdir -p $(@D)
 	$(call SAY,TEST)
