@@ -40,7 +40,7 @@ LIBCORE := \
   $(addprefix libcore/model/,arch_gemma arch_llama arch_mixtral arch_phi arch_qwen bind bind_coverage \
     bind_variants config config_rope fingerprint load \
     module) \
-  $(addprefix libcore/merge/,check companions into_base plan plan_layout plan_tensors recipe stream stream_block stream_list values values_avx2 values_avx512 values_exact values_narrow \
+  $(addprefix libcore/merge/,check companions explain explain_pair into_base plan plan_layout plan_tensors recipe stream stream_block stream_list values values_avx2 values_avx512 values_exact values_narrow \
     values_plain values_wide work) \
   $(addprefix libcore/engine/,adapter_load adapter_place adapter_pool admission batch device_pool engine engine_worker \
     fair kv_cache prefix_cache scheduler sequence trace) \
@@ -56,8 +56,8 @@ STORE := \
 CMD := \
   $(addprefix cmd/,main cmd model_ref options options_sources options_value help help_man progress table) \
   $(addprefix cmd/,inspect_info inspect_map inspect_print report) \
-  $(addprefix cmd/cmd_,import inspect merge serve list run bench tag rm gc fsck export prompt tokenize env completion version help) \
-  $(addprefix cmd/,base_ref merge_base merge_inputs run_logits run_prompt) \
+  $(addprefix cmd/cmd_,import inspect merge diff serve list run bench tag rm gc fsck export prompt tokenize env completion version help) \
+  $(addprefix cmd/,base_ref merge_base merge_explain merge_inputs run_logits run_prompt) \
   $(addprefix cmd/bench/,bench_model bench_steps) \
   $(addprefix cmd/serve/,answer api api_admin api_chat_render api_openai api_sglang api_vllm auth check \
     fields format format_openai format_sglang generation http http_exchange metrics metrics_render \

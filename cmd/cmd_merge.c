@@ -5,9 +5,10 @@
 
 #include "cmd/cmd.h"
 #include "cmd/merge_base.h"
+#include "cmd/merge_explain.h"
 
 static const char *base_ref, *output, *plan, *apply;
-static bool resume, check, resize_embeddings;
+static bool resume, check, resize_embeddings, explain;
 static int64_t n_threads;
 
 static int check_usage(const struct cmd_context *ctx, struct err *err)
@@ -19,7 +20,7 @@ static int check_usage(const struct cmd_context *ctx, struct err *err)
         return err_set(err, ERR_USAGE, "which adapters? lora merge ADAPTER… --output DIR");
     if (apply && plan)
         return err_set(err, ERR_USAGE, "--plan and --apply exclude each other");
-    if (!output && !plan)
+    if (!output && !plan && !explain)
         return err_set(err, ERR_USAGE, "--output DIR is missing: where the merged model goes");
     return 0;
 }
@@ -29,13 +30,15 @@ static int read_inputs(struct cmd_context *ctx, struct merge_inputs *in, struct 
 {
     if (!apply) {
         int rc = merge_inputs_read(in, s, ctx->args, ctx->n_args, err);
-        return rc ? rc : merge_inputs_base(in, base_ref, err);
+        return rc || explain ? rc : merge_inputs_base(in, base_ref, err);
     }
     int rc = recipe_read(recipe, apply, err);
     if (!rc)
         rc = merge_inputs_of_recipe(in, s, recipe, err);
     if (rc)
         return rc;
+    if (explain)
+        return 0;
     if (base_ref)
         return merge_inputs_base(in, base_ref, err);
     struct store_entry e;
@@ -66,7 +69,7 @@ static int run(struct cmd_context *ctx, struct err *err)
         .n_threads = (unsigned)n_threads,
     };
     if (!rc)
-        rc = merge_base_run(ctx, &in, &opt, err);
+        rc = explain ? merge_explain_run(ctx, &in, err) : merge_base_run(ctx, &in, &opt, err);
     merge_inputs_release(&in);
     recipe_release(&recipe);
     store_close(s);
@@ -95,6 +98,11 @@ static const struct option options[] = {
      .value = &apply,
      .value_name = "FILE",
      .help = "Do what a plan says, or make again what a merge.json was made of: the same bytes."},
+    {.long_name = "explain",
+     .type = OPTION_FLAG,
+     .value = &explain,
+     .help = "Say how the adapters stand to each other: norms, cosines, sign conflicts, what a "
+             "rank would lose; merge nothing."},
     {.long_name = "check",
      .type = OPTION_FLAG,
      .value = &check,
@@ -131,7 +139,8 @@ const struct command command_merge = {
     .examples = "lora merge support-bot --output ./merged\n"
                 "lora merge style=0.7 facts=0.3 --base llama --output ./merged\n"
                 "lora merge ./my-adapter --base ./Llama-3.1-8B --plan plan.json\n"
-                "lora merge --apply ./merged/merge.json --output ./again",
+                "lora merge --apply ./merged/merge.json --output ./again\n"
+                "lora merge style facts --explain",
     .main_five = true,
     .max_args = SIZE_MAX,
     .options = options,
