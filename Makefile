@@ -49,7 +49,7 @@ KERNELS := \
   $(addprefix kernels/,registry sites) \
   $(addprefix kernels/cpu/,access activation adapter attention backend_cpu embed gain_bias gemm math matrix \
     model moe norm rope sample scratch sgmv_expand sgmv_shrink step) \
-  $(addprefix kernels/cpu/isa/,isa isa_avx2 isa_avx512 isa_plain)
+  $(addprefix kernels/cpu/isa/,isa isa_amx isa_avx2 isa_avx512 isa_plain)
 STORE := \
   $(addprefix store/,base_model blob cache fsck fsck_repair gc id_set import import_adapter import_base \
     index index_query index_vfs lease lock manifest manifest_adapter names object publish refs schema source store)

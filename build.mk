@@ -53,6 +53,8 @@ ifneq ($(filter x86_64%,$(shell $(CC) -dumpmachine)),)
 $(B)/kernels/cpu/isa/isa_avx2.o: ALL_CFLAGS += -mavx2 -mfma
 $(B)/kernels/cpu/isa/isa_avx512.o: ALL_CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma \
   -mprefer-vector-width=512
+$(B)/kernels/cpu/isa/isa_amx.o: ALL_CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma \
+  -mprefer-vector-width=512 -mamx-tile -mamx-bf16
 endif
 
 # Merging says fused multiply-add where it means it: without contraction every instruction set gives the same bits.

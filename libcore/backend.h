@@ -237,7 +237,8 @@ struct backend_ops {
 
     /* ---- steps ---- */
     /* Checks and copies the description, starts the step, returns its ticket (1, 2, …). At most two
-     * are in flight; a third waits for the first. */
+     * are in flight; a third waits for the first to be computed, and is ERR_INTERNAL when the first
+     * one's result was not fetched. */
     int (*step_submit)(struct backend *be, struct device_model *m, const struct step *step,
                        uint64_t *ticket, struct err *err);
     /* Waits for the ticket, in order. */

@@ -1,6 +1,11 @@
 #include "kernels/cpu/isa/isa.h"
 
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 static size_t panel_index(size_t k_idx, size_t row)
 {
@@ -59,6 +64,19 @@ void isa_unpack_row(enum dtype t, const void *w, size_t k, size_t row, float *ds
     }
 }
 
+#if defined(__x86_64__)
+enum { ARCH_REQUEST_XCOMP = 0x1023, XFEATURE_TILE_DATA = 18 };
+
+/* AMX: the processor has tiles and bf16, and the kernel grants their state to this process. */
+static bool amx_granted(void)
+{
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1))
+        return false;
+    return syscall(SYS_arch_prctl, ARCH_REQUEST_XCOMP, XFEATURE_TILE_DATA) == 0;
+}
+#endif
+
 const struct isa_table *isa_select(const char *wanted)
 {
 #if defined(__x86_64__)
@@ -66,6 +84,8 @@ const struct isa_table *isa_select(const char *wanted)
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && (!wanted || strcmp(wanted, "amx") == 0) && amx_granted())
+        return &isa_amx;
     if (avx512 && (!wanted || strcmp(wanted, "avx512") == 0))
         return &isa_avx512;
     if (avx2 && (!wanted || strcmp(wanted, "avx2") == 0))

@@ -40,7 +40,7 @@ struct isa_attend {
 };
 
 struct isa_table {
-    const char *name; // "plain", "avx2", "avx512"
+    const char *name; // "plain", "avx2", "avx512", "amx"
 
     /* y[row, n] (+)= sum_k w[n, k] x[row, k], k > 0, for the panels [panel0, panel1) of a matrix of
      * n_out rows at `w`; t is F32, BF16 or F16. y and x are row-major with strides in floats; y
@@ -86,13 +86,13 @@ void isa_pack_rows(enum dtype t, void *w, size_t k, size_t row0, size_t n_rows, 
 /* The inverse for one row, as float32. */
 void isa_unpack_row(enum dtype t, const void *w, size_t k, size_t row, float *dst);
 
-/* The best table for this processor; `wanted` ("plain", "avx2", "avx512") chooses a lower one. NULL
+/* The best table for this processor; `wanted` (a name) chooses a lower one. NULL
  * when `wanted` does not exist or cannot run here. */
 const struct isa_table *isa_select(const char *wanted);
 
 extern const struct isa_table isa_plain;
 #if defined(__x86_64__)
-extern const struct isa_table isa_avx2, isa_avx512;
+extern const struct isa_table isa_avx2, isa_avx512, isa_amx;
 #endif
 
 #endif

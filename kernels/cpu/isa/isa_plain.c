@@ -1,6 +1,6 @@
 /* The loops for any processor: four floats a vector (SSE2, NEON, or scalars). */
-#define ISA_NAME      "plain"
-#define ISA_SYMBOL    isa_plain
 #define ISA_WIDTH     4
 #define ISA_BLOCKS(X) X(1, 8) X(2, 4)
 #include "kernels/cpu/isa/simd.h"
+
+const struct isa_table isa_plain = ISA_TABLE("plain", gemm);

@@ -1,7 +1,7 @@
 /*
  * simd: the inner loops, in vectors of ISA_WIDTH floats (GCC's vector extensions, so that one text
- * serves every instruction set). Included once by each isa_*.c, which defines ISA_NAME (a string),
- * ISA_SYMBOL, ISA_WIDTH and the blocking ISA_BLOCKS(X) of the product; never elsewhere.
+ * serves every instruction set). Included once by each isa_*.c, which defines ISA_WIDTH
+ * and the blocking ISA_BLOCKS(X) of the product, and then its table; never elsewhere.
  * alone with: -DISA_NAME='"alone"' -DISA_SYMBOL=isa_alone -DISA_WIDTH=4 -D'ISA_BLOCKS(X)=X(1, 1)'
  *
  * gemm: a block of M activation rows times U panels keeps M * U * 32 sums in registers; for every k
@@ -17,6 +17,10 @@
 #include <string.h>
 
 #include "kernels/cpu/isa/isa.h"
+
+/* The blocks for 32 registers of sixteen floats: rows, vectors. */
+#define ISA_BLOCKS_512(X)                                                                          \
+    X(1, 8) X(1, 2) X(2, 8) X(2, 2) X(3, 4) X(3, 2) X(4, 4) X(4, 2) X(6, 4) X(6, 2) X(8, 2) X(12, 2)
 
 enum { W = ISA_WIDTH, PANEL_VECTORS = ISA_PANEL / ISA_WIDTH, K_BLOCK = 1024, ROW_CHUNK = 48 };
 
@@ -704,22 +708,13 @@ static void attend(const struct isa_attend *a)
     }
 }
 
-const struct isa_table ISA_SYMBOL = {
-    .name = ISA_NAME,
-    .gemm = gemm,
-    .dots = dots,
-    .to_f32 = to_f32,
-    .rms_norm = rms_norm,
-    .silu_mul = silu_mul,
-    .gelu_tanh_mul = gelu_tanh_mul,
-    .add = add_to,
-    .axpy = axpy,
-    .gain_bias = gain_bias,
-    .attend = attend,
-    .rotate = rotate,
-    .max = max_value,
-    .sum_exp = sum_exp,
-    .add_squares = add_squares,
-};
+/* The table of an instruction set: its name and its product. */
+#define ISA_TABLE(isa_name, isa_gemm)                                                              \
+    {                                                                                              \
+        .name = isa_name, .gemm = isa_gemm, .dots = dots, .to_f32 = to_f32, .rms_norm = rms_norm,  \
+        .silu_mul = silu_mul, .gelu_tanh_mul = gelu_tanh_mul, .add = add_to, .axpy = axpy,         \
+        .gain_bias = gain_bias, .attend = attend, .rotate = rotate, .max = max_value,              \
+        .sum_exp = sum_exp, .add_squares = add_squares,                                            \
+    }
 
 #endif
