@@ -22,7 +22,7 @@ $(B)/tests/lib/jsonq $(B)/tests/lib/golden_run: $(B)/tests/lib/%: tests/lib/%.c
 	$(call SAY,TEST)
 	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $< -ljansson -lm
 
-HTTP_LOAD := $(call obj,$(addprefix tests/lib/,http_load http_client load_ask load_golden load_soak))
+HTTP_LOAD := $(call obj,$(addprefix tests/lib/,http_load http_client load_ask load_golden load_leave load_soak))
 $(B)/tests/lib/http_load: $(HTTP_LOAD) $(A_LIBCORE)
 	$(call SAY,TEST)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LIBS_LIBCORE)

@@ -2,6 +2,7 @@
  * The page of /metrics. Names and meanings: docs/SERVING.md.
  */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "cmd/serve/generation.h"
@@ -73,13 +74,18 @@ struct residency {
     unsigned listed;
 };
 
+static int compare_infos(const void *a, const void *b)
+{
+    const struct engine_adapter_info *x = a, *y = b;
+    return strcmp(x->content_id, y->content_id);
+}
+
+/* infos are sorted: thousands of names meet thousands of adapters at every scrape. */
 static const struct engine_adapter_info *info_of(const struct residency *r, const char *content_id)
 {
-    for (size_t i = 0; i < r->n; i++) {
-        if (strcmp(r->infos[i].content_id, content_id) == 0)
-            return &r->infos[i];
-    }
-    return NULL;
+    struct engine_adapter_info key;
+    memcpy(key.content_id, content_id, sizeof key.content_id);
+    return bsearch(&key, r->infos, r->n, sizeof key, compare_infos);
 }
 
 static void list_name(void *arg, const struct offered *o)
@@ -121,6 +127,7 @@ static void add_residency(const struct page *p, const struct metrics_view *view,
     }
     size_t known = engine_adapters(view->engine, infos, n);
     struct residency r = {.infos = infos, .n = known < n ? known : n, .out = p->out};
+    qsort(infos, r.n, sizeof *infos, compare_infos);
     add_type(p->out, "vllm:lora_requests_info", "gauge",
              "Adapters resident on the device (running_lora_adapters) and queued for a load "
              "(waiting_lora_adapters); the value is the time of this report.");

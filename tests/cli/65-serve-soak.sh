@@ -19,6 +19,8 @@ note "$OUT"
 for _ in $(seq 50); do [ "$(metric vllm:num_requests_running)" = 0 ] && break; sleep 0.05; done
 is "$(metric vllm:num_requests_running) $(metric vllm:num_requests_waiting)" "0 0" "nothing of theirs stays behind"
 ok "$(metric lora_cancelled_total) sequences were ended early" test "$(metric lora_cancelled_total)" -gt 0
+ok "a client that leaves is worked for two steps at most, streaming or not" http_load leave --port "$PORT"
+note "$OUT"
 is "$(metric lora_failed_total)" 0 "none failed"
 is "$(metric vllm:kv_cache_usage_perc)" 0 "no page is held"
 serve_stop

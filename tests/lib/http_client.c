@@ -51,6 +51,15 @@ void http_call_release(struct http_call *call)
     strbuf_release(&call->out);
 }
 
+void http_call_abort(struct http_call *call)
+{
+    if (call->fd < 0)
+        return;
+    close(call->fd);
+    call->fd = -1;
+    call->client->n_open--;
+}
+
 void http_client_add(struct http_client *c, struct http_call *call)
 {
     call->client = c;

@@ -46,6 +46,7 @@ void http_client_free(struct http_client *c);
 void http_client_add(struct http_client *c, struct http_call *call);
 /* Until every call ended, or deadline_ns (monotonic, 0: none) passed: false then. */
 bool http_client_run(struct http_client *c, uint64_t deadline_ns);
+void http_call_abort(struct http_call *call);   // closes its connection if it is open still
 void http_call_release(struct http_call *call); // its buffers
 
 #endif

@@ -47,7 +47,7 @@ double load_metric(const struct load_options *o, const char *name)
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: http_load golden|soak|ask|metric --port N [options]\n");
+    fprintf(stderr, "usage: http_load golden|soak|ask|leave|metric --port N [options]\n");
     return 2;
 }
 
@@ -104,6 +104,8 @@ int main(int argc, char **argv)
         return load_golden(&o);
     if (strcmp(argv[1], "soak") == 0 && o.golden)
         return load_soak(&o);
+    if (strcmp(argv[1], "leave") == 0)
+        return load_leave(&o);
     if (strcmp(argv[1], "ask") == 0 && o.models && o.prompt)
         return load_ask(&o);
     if (strcmp(argv[1], "metric") == 0 && metric) {

@@ -26,6 +26,7 @@ struct load_options {
 
 int load_golden(const struct load_options *o); // exit status
 int load_soak(const struct load_options *o);
+int load_leave(const struct load_options *o);
 int load_ask(const struct load_options *o);
 
 /* A number of /metrics, summed over its series; -1: not there. */
