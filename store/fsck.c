@@ -41,6 +41,16 @@ static void tell_problem(struct fsck *f, const struct err *problem)
     fsck_tell(f, FSCK_PROBLEM, "%s", problem->msg);
 }
 
+/* What is missing may have been removed meanwhile, by an rm and a gc beside us. */
+static bool is_gone(struct fsck *f, const char *id)
+{
+    struct store_entry e;
+    if (store_get(f->s, id, &e, NULL) == ERR_NOT_FOUND)
+        return true;
+    store_entry_release(&e);
+    return false;
+}
+
 // ---- blobs -------------------------------------------------------------------------------------
 
 static int check_blob(struct fsck *f, const struct manifest_file *file, const char *owner)
@@ -57,7 +67,7 @@ static int check_blob(struct fsck *f, const struct manifest_file *file, const ch
                     f->opt->quick ? BLOB_CHECK_SIZE : BLOB_CHECK_DIGEST, &problem);
     if (is_fatal(rc))
         return err_set(f->err, rc, "%s", problem.msg);
-    if (rc) {
+    if (rc && !(rc == ERR_NOT_FOUND && is_gone(f, owner))) {
         err_prefix(&problem, "%.12s: %s", owner, file->path);
         if (f->opt->repair && rc == ERR_CORRUPT && (rc = fsck_set_aside(f, file->digest)) != 0)
             return rc;
@@ -195,10 +205,16 @@ static int check_object(struct fsck *f, const char *id)
     if (is_fatal(rc))
         return err_set(f->err, rc, "%s", problem.msg);
     if (rc) {
-        tell_problem(f, &problem);
+        if (!(rc == ERR_NOT_FOUND && is_gone(f, id)))
+            tell_problem(f, &problem);
         return 0;
     }
     rc = check_row(f, m, id);
+    if (rc == ERR_NOT_FOUND && is_gone(f, id)) {
+        err_clear(f->err);
+        json_decref(m);
+        return 0;
+    }
     if (rc == ERR_CORRUPT) { // the manifest itself is off
         tell_problem(f, f->err);
         err_clear(f->err);
@@ -245,7 +261,8 @@ static int collect_ref(void *arg, const char *name, const char *tag, const char 
 /* The index names an object that it does not have: the manifest may still be there. */
 static int check_target(struct fsck *f, const char *name, const char *tag, const char *id)
 {
-    if (id_set_has(&f->objects, id))
+    // One that was imported after the objects were listed is there, too.
+    if (id_set_has(&f->objects, id) || !is_gone(f, id))
         return 0;
     json_t *m = NULL;
     if (f->opt->repair && manifest_read(f->s, id, &m, NULL) == 0) {

@@ -53,7 +53,7 @@ ok "a checkpoint folder is imported" lora import "$TMP/run-7/checkpoint-500" --j
 is "$(json "$OUT" .adapters[0].name)" run-7 "…under its parent's name"
 cp "$TINYTALK/adapters/math-lora/"* "$TMP/named/"
 sed -i 's/^{/{"name": "by-config",/' "$TMP/named/adapter_config.json"
-ok "a name in the configuration wins over the folder's" lora import "$TMP/named" --ignore-field name --json
+ok "a name in the configuration wins over the folder's" lora import "$TMP/named" --json
 is "$(json "$OUT" .adapters[0].name)" by-config "…it is used"
 
 exits 4 "a name in use for other content is refused" lora import "$TINYTALK/adapters/last-lora" --name upper-lora

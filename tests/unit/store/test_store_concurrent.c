@@ -7,12 +7,19 @@
 
 /* Many processes on one store. Each child says what went wrong on stderr and exits 1. */
 
-enum { N_IMPORTERS = 10, N_EACH = 10, N_LISTERS = 3, N_COLLECTORS = 2 };
+enum { N_IMPORTERS = 10, N_EACH = 10 };
 
 static int complain(const char *who, const struct err *err)
 {
     fprintf(stderr, "# %s: %s\n", who, err->msg);
     return 1;
+}
+
+static void complain_finding(void *arg, enum fsck_severity severity, const char *text)
+{
+    (void)arg;
+    if (severity == FSCK_PROBLEM)
+        fprintf(stderr, "# fsck: %s\n", text);
 }
 
 static struct store *open_again(const char *path)
@@ -76,6 +83,43 @@ static int lister(const char *path, const char *done)
     return 0;
 }
 
+/* fsck beside imports, removals and gc finds nothing wrong. */
+static int checker(const char *path, const char *done)
+{
+    while (access(done, F_OK) != 0) {
+        struct err err = {0};
+        struct fsck_report report;
+        const struct fsck_options opt = {0};
+        int rc = store_fsck(path, &opt, &report, complain_finding, NULL, &err);
+        if (rc && rc != ERR_NO_STORE)
+            return complain("fsck", &err);
+        if (!rc && report.n_problems)
+            return 1;
+    }
+    return 0;
+}
+
+/* Takes names away again, of adapters of its own. */
+static int remover(const char *path, const char *done)
+{
+    for (unsigned i = 0; access(done, F_OK) != 0; i++) {
+        struct store *s = open_again(path);
+        struct err err = {0};
+        enum publish_state state;
+        char id[STORE_ID_CHARS + 1], bytes[64];
+        snprintf(bytes, sizeof bytes, "short-lived %u", i);
+        int rc =
+            s ? fake_publish(s, fake_id(20000 + i), "", "short-lived", bytes, false, &state, &err)
+              : ERR_FAIL;
+        if (!rc)
+            rc = store_untag(s, "short-lived", "latest", id, &err);
+        store_close(s);
+        if (rc)
+            return complain("rm", &err);
+    }
+    return 0;
+}
+
 static int collector(const char *path, const char *done)
 {
     while (access(done, F_OK) != 0) {
@@ -124,7 +168,10 @@ TEST(a_hundred_imports_with_lists_and_gc_beside_them_lose_nothing)
     char path[4200], done[4300];
     snprintf(path, sizeof path, "%s", fake_store_path());
     snprintf(done, sizeof done, "%s.done", path);
-    pid_t importers[N_IMPORTERS], others[N_LISTERS + N_COLLECTORS];
+    static int (*const roles[])(const char *path, const char *done) = {
+        lister, lister, lister, collector, collector, checker, remover};
+    enum { N_OTHERS = sizeof roles / sizeof *roles };
+    pid_t importers[N_IMPORTERS], others[N_OTHERS];
     fflush(NULL);
     // The store does not exist yet: its creation is part of the race.
     for (int i = 0; i < N_IMPORTERS; i++) {
@@ -132,16 +179,16 @@ TEST(a_hundred_imports_with_lists_and_gc_beside_them_lose_nothing)
         if (importers[i] == 0)
             _exit(importer(path, i));
     }
-    for (int i = 0; i < N_LISTERS + N_COLLECTORS; i++) {
+    for (int i = 0; i < N_OTHERS; i++) {
         others[i] = fork();
         if (others[i] == 0)
-            _exit(i < N_LISTERS ? lister(path, done) : collector(path, done));
+            _exit(roles[i](path, done));
     }
     EXPECT_INT(n_failed(importers, N_IMPORTERS), 0);
     int fd = open(done, O_CREAT | O_WRONLY, 0600);
     CHECK(fd >= 0);
     close(fd);
-    EXPECT_INT(n_failed(others, N_LISTERS + N_COLLECTORS), 0);
+    EXPECT_INT(n_failed(others, N_OTHERS), 0);
 
     struct store *s = open_again(path);
     CHECK(s);
@@ -149,6 +196,11 @@ TEST(a_hundred_imports_with_lists_and_gc_beside_them_lose_nothing)
     int n = 0;
     CHECK_OK(store_list(s, &(struct store_query){0}, count, &n, &err), err);
     EXPECT_INT(n, N_IMPORTERS * N_EACH);
+    store_close(s);
+    s = open_again(path);
+    struct gc_report collected;
+    const struct gc_options all = {.grace_s = 0};
+    CHECK_OK(store_gc(s, &all, &collected, NULL, NULL, &err), err);
     store_close(s);
     struct fsck_report report;
     const struct fsck_options opt = {0};
