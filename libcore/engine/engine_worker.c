@@ -185,11 +185,11 @@ static void complete_step(struct engine *e)
     e->n_in_flight--;
     e->n_completed = r->number;
     uint64_t now = thread_now_ns();
-    if (rc == 0 && r->failed)
-        rc = err_set(&err, ERR_DEVICE, "the step before this one failed");
     if (rc) {
-        if (!r->failed)
-            fail_running(e, &err);
+        fail_running(e, &err);
+        fail_pending(e, r, &err);
+    } else if (r->failed) {
+        err_set(&err, ERR_DEVICE, "the step before this one failed");
         fail_pending(e, r, &err);
     } else {
         take_result(e, r, &result);
