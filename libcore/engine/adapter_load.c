@@ -50,16 +50,21 @@ void adapter_load_set_traits(struct adapter_entry *e, const struct adapter_trait
 
 // ---- room in host memory ------------------------------------------------------------------------
 
-/* An image may go unless the device still waits for it on behalf of a request. For a request that
- * has waited too long even then: otherwise images that wait for room on the device and requests
- * that wait for room in host memory could wait for each other. */
-static bool host_evictable(const struct adapter_entry *e, bool for_urgent)
+/* Whether the image of e may go for that of `other`. One that is on the device or that nobody wants
+ * may always go. One that waits for room on the device only because of a hint (a prefetch, a pin)
+ * goes for a request; and any for a request that has waited too long: otherwise images that wait
+ * for the device and requests that wait for host memory could wait for each other. */
+static bool may_go_for(const struct adapter_entry *e, const struct adapter_entry *other)
 {
     if (e->host != HOST_READY)
         return false;
     if (e->device == DEVICE_READY)
         return true;
-    return e->device == DEVICE_NONE && (e->n_waiting == 0 || (for_urgent && !e->urgent));
+    if (e->device != DEVICE_NONE)
+        return false;
+    if (!e->in_wanted || (other->urgent && !e->urgent))
+        return true;
+    return e->n_waiting == 0 && other->n_waiting > 0;
 }
 
 void adapter_load_drop_host(struct adapter_entry *e)
@@ -80,12 +85,13 @@ void adapter_load_drop_host(struct adapter_entry *e)
     p->n_host_gains++;
 }
 
-static bool evict_host(struct adapter_pool *p, bool for_urgent)
+static bool evict_host_for(const struct adapter_entry *other)
 {
+    struct adapter_pool *p = other->pool;
     struct adapter_entry *worst = NULL;
     for (uint32_t i = 0; i < POOL_BUCKETS; i++) {
         for (struct adapter_entry *e = p->buckets[i]; e; e = e->next_in_bucket) {
-            if (host_evictable(e, for_urgent) &&
+            if (may_go_for(e, other) &&
                 (!worst || adapter_entry_worth(e, false) < adapter_entry_worth(worst, false)))
                 worst = e;
         }
@@ -110,7 +116,7 @@ static bool reserve_host(struct adapter_entry *e, uint64_t n_bytes)
 {
     struct adapter_pool *p = e->pool;
     while (!host_fits(p, n_bytes)) {
-        if (!evict_host(p, e->urgent))
+        if (!evict_host_for(e))
             return false;
     }
     p->host_bytes += n_bytes;

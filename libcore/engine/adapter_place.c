@@ -270,6 +270,19 @@ static void service(struct adapter_entry *e, struct room *room, bool *blocked)
     }
 }
 
+static bool service_some(struct adapter_pool *p, bool waited_for, struct room *room, bool *blocked)
+{
+    bool failed = false;
+    struct adapter_entry *next;
+    for (struct adapter_entry *e = p->wanted; e; e = next) {
+        next = e->next_wanted;
+        if (!e->urgent && (e->n_waiting > 0) == waited_for)
+            service(e, room, blocked);
+        failed |= e->failed;
+    }
+    return failed;
+}
+
 bool adapter_place_service(struct adapter_pool *p)
 {
     bool blocked = false, failed = false;
@@ -279,13 +292,9 @@ bool adapter_place_service(struct adapter_pool *p)
         if (p->urgent[i]->in_wanted)
             service(p->urgent[i], &room, &blocked);
     }
-    struct adapter_entry *next;
-    for (struct adapter_entry *e = p->wanted; e; e = next) {
-        next = e->next_wanted;
-        if (!e->urgent)
-            service(e, &room, &blocked);
-        failed |= e->failed;
-    }
+    // those that requests wait for, then hints
+    failed |= service_some(p, true, &room, &blocked);
+    failed |= service_some(p, false, &room, &blocked);
     for (uint32_t i = 0; i < p->n_urgent; i++)
         failed |= p->urgent[i]->failed;
     return failed;

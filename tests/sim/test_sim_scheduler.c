@@ -239,11 +239,6 @@ static void check_job(struct sim *s, struct job *j, unsigned i, uint64_t seed)
         EXPECT_MSG(allowed, "seed %llu: request %u failed: %s", (unsigned long long)seed, i,
                    j->error.msg);
     } else {
-        if (!job_is_right(j)) {
-            int32_t w[1024]; bool st; size_t nn = fake_answer(&j->request, j->uses, j->n_uses, w, j->request.max_new_tokens, &st);
-            size_t k=0; while (k<nn && w[k]==j->tokens[k]) k++;
-            printf("DBG lim rows %u seqs %u logits %u seg %u slots %u pages %u pt %u np %zu new %u uses %zu [%x %g, %x %g] temp %g rep %g min %u pl %d cached %u pre %u gen %u want %zu firstdiff %zu fin %d stop %d\n", s->rig.limits.max_rows, s->rig.limits.max_sequences, s->rig.limits.max_logit_rows, s->rig.limits.max_segments, s->rig.limits.max_slots, s->rig.limits.max_pages,s->rig.limits.page_tokens, j->request.n_prompt, j->request.max_new_tokens, j->n_uses, j->uses[0].number, j->uses[0].scale,j->uses[1].number, j->uses[1].scale, j->request.sampling.temperature, j->request.sampling.repetition_penalty, j->request.min_new_tokens, j->request.prompt_logprobs, j->end.n_cached, j->end.n_preempted, j->end.n_generated, nn, k, j->end.finish, st);
-        }
         EXPECT_MSG(job_is_right(j), "seed %llu: request %u has a wrong answer of %u tokens",
                    (unsigned long long)seed, i, j->n_tokens);
         uint32_t n_scores = j->request.prompt_logprobs ? (uint32_t)j->request.n_prompt - 1 : 0;
