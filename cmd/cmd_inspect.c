@@ -42,6 +42,8 @@ static int run(struct cmd_context *ctx, struct err *err)
         cmd_print_json(json_incref(info));
     else if (!rc && ctx->quiet)
         puts(json_string_value(json_object_get(info, "id")));
+    else if (!rc && html)
+        printf("wrote %s\n", html);
     else if (!rc)
         inspect_print(info);
     json_decref(info);
