@@ -1,3 +1,4 @@
+/* tiers: check asan tsan */
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
