@@ -240,13 +240,15 @@ static int import_one(struct session *x, const struct input *in, struct import_r
                                    : import_adapter(x->s, in->path, &opt, r, err);
 }
 
-static void hint_for(int code)
+static void hint_for(int code, const char *msg)
 {
     if (code == ERR_EXISTS)
         cmd_hint("--name gives it another name; --force takes this one (the old content stays in "
                  "`lora tag --history`)");
     else if (code == ERR_LOCKED)
         cmd_hint("wait for that process, or --lock-timeout SECONDS");
+    else if (code == ERR_REFUSED && strstr(msg, "does not fit base"))
+        cmd_hint("--base REF names the base that it was trained on");
 }
 
 /* A failure of one of several inputs is told and the others go on; what concerns the store, and an
@@ -265,7 +267,7 @@ static int take_input(struct session *x, const struct input *in, bool alone, str
         import_result_release(&r);
         return 0;
     }
-    hint_for(rc);
+    hint_for(rc, own.msg);
     if (alone || rc == ERR_INTERRUPTED || rc == ERR_LOCKED || rc == ERR_NO_STORE)
         return err_set(err, rc, "%s", own.msg);
     if (!x->ctx->json)

@@ -109,6 +109,7 @@ PY
 ok "another base is imported" lora import "$TMP/other" --name other
 exits 4 "an adapter for another base" lora import "$A" --base other
 like "$ERR" 'does not fit base other' "…names the base"
+like "$ERR" 'hint: .*--base' "…and the way out"
 exits 4 "…given as a folder" lora import "$A" --base "$TMP/other"
 ok "the right base is taken" lora import "$A" --base tinytalk --name right
 exits 4 "an adapter recorded for one base is not recorded for another" lora import "$A" --base other --name right
