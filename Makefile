@@ -26,7 +26,7 @@ LDFLAGS  += $(filter -fsanitize%,$(CFLAGS)) -Wl,--as-needed
 LIBCORE := \
   $(addprefix libcore/base/,arena digest err file log strbuf sys thread) \
   $(addprefix libcore/tensor/,dtype tensor) \
-  $(addprefix libcore/adapter/,adapter capability content_id eigen stats) \
+  $(addprefix libcore/adapter/,adapter builder capability content_id eigen stats) \
   $(addprefix libcore/format/,checkpoint generation_config hub peft peft_config peft_experts \
     peft_files peft_match peft_modules peft_names peft_write safetensors safetensors_header safetensors_writer) \
   $(addprefix libcore/text/,added bpe bpe_merge cp_set decode decode_read json_fields json_pull \
@@ -40,8 +40,10 @@ LIBCORE := \
   $(addprefix libcore/model/,arch_gemma arch_llama arch_mixtral arch_phi arch_qwen bind bind_coverage \
     bind_variants config config_rope fingerprint load \
     module) \
-  $(addprefix libcore/merge/,check companions explain explain_pair into_base plan plan_layout plan_tensors recipe stream stream_block stream_list values values_avx2 values_avx512 values_exact values_narrow \
-    values_plain values_wide work) \
+  $(addprefix libcore/merge/,blend check combine combine_methods combine_module combine_rest companions each explain \
+    explain_pair extract extract_side factors into_base plan plan_layout plan_tensors random recipe resize stream \
+    stream_block stream_list svd svd_subspace values values_avx2 values_avx512 values_exact values_narrow values_plain \
+    values_wide work) \
   $(addprefix libcore/engine/,adapter_load adapter_place adapter_pool admission batch device_pool engine engine_worker \
     fair kv_cache prefix_cache scheduler sequence trace) \
   libcore/backend

@@ -1,0 +1,295 @@
+/*
+ * The leading singular triples of a matrix that is read in tiles of rows: block subspace iteration.
+ * A pass over M gives both Y = M W and, with Q from the pass before, nothing more; so a step is two
+ * passes: Y = M W, Q = orth(Y); Z = M^T Q. The singular values of Z are the Ritz values: their
+ * squares add up to the energy that the subspace holds, which only grows from step to step.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "libcore/base/sys.h"
+#include "libcore/merge/random.h"
+#include "libcore/merge/svd_impl.h"
+
+enum {
+    TILE_VALUES = 1 << 18, // of one tile: 2 MB
+    KEEP_VALUES = 8 << 20, // a matrix up to this is kept: 64 MB
+    EXTRA_VECTORS = 10,    // beyond the rank (Halko et al. 4.2)
+    MAX_STEPS = 24,
+};
+/* The energy held may still grow by less than this share of all. */
+static const double GROWTH = 1e-9;
+
+struct subspace {
+    const struct svd_source *source;
+    double *kept; // [m, n], rows; or NULL
+    double *tile;
+    size_t tile_rows;
+    double total2;
+    double *w, *y; // [n, l] and [m, l], rows: the inner loops run along l
+    size_t l;
+};
+
+static size_t smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+static int tile_at(struct subspace *x, size_t row0, const double **out, size_t *n_rows,
+                   struct err *err)
+{
+    const struct svd_source *s = x->source;
+    *n_rows = smaller(x->tile_rows, s->m - row0);
+    *out = x->kept ? x->kept + row0 * s->n : x->tile;
+    return x->kept ? 0 : s->rows(s->arg, row0, *n_rows, x->tile, err);
+}
+
+/* Keeps the matrix when it is small enough; its energy. */
+static int look(struct subspace *x, struct err *err)
+{
+    const struct svd_source *s = x->source;
+    int rc = 0;
+    for (size_t row = 0; !rc && row < s->m;) {
+        size_t n_rows = smaller(x->tile_rows, s->m - row);
+        double *to = x->kept ? x->kept + row * s->n : x->tile;
+        rc = s->rows(s->arg, row, n_rows, to, err);
+        for (size_t i = 0; !rc && i < n_rows; i++)
+            x->total2 += svd_dot(to + i * s->n, to + i * s->n, s->n);
+        row += n_rows;
+    }
+    return rc;
+}
+
+/* y = M w */
+static int forward(struct subspace *x, const double *w, size_t l, double *y, struct err *err)
+{
+    size_t n = x->source->n, n_rows;
+    const double *tile;
+    memset(y, 0, x->source->m * l * sizeof *y);
+    for (size_t row = 0; row < x->source->m; row += n_rows) {
+        int rc = tile_at(x, row, &tile, &n_rows, err);
+        if (rc)
+            return rc;
+        for (size_t i = 0; i < n_rows; i++) {
+            double *to = y + (row + i) * l;
+            for (size_t j = 0; j < n; j++) {
+                double f = tile[i * n + j];
+                const double *from = w + j * l;
+                for (size_t k = 0; k < l && f != 0; k++)
+                    to[k] += f * from[k];
+            }
+        }
+    }
+    return 0;
+}
+
+/* z = M^T q */
+static int backward(struct subspace *x, const double *q, size_t l, double *z, struct err *err)
+{
+    size_t n = x->source->n, n_rows;
+    const double *tile;
+    memset(z, 0, n * l * sizeof *z);
+    for (size_t row = 0; row < x->source->m; row += n_rows) {
+        int rc = tile_at(x, row, &tile, &n_rows, err);
+        if (rc)
+            return rc;
+        for (size_t i = 0; i < n_rows; i++) {
+            const double *from = q + (row + i) * l;
+            for (size_t j = 0; j < n; j++) {
+                double f = tile[i * n + j];
+                double *to = z + j * l;
+                for (size_t k = 0; k < l && f != 0; k++)
+                    to[k] += f * from[k];
+            }
+        }
+    }
+    return 0;
+}
+
+static void transpose(const double *a, size_t rows, size_t cols, double *out)
+{
+    for (size_t i = 0; i < rows; i++) {
+        for (size_t j = 0; j < cols; j++)
+            out[j * rows + i] = a[i * cols + j];
+    }
+}
+
+/* Orthonormal columns for y [m, l] in rows. */
+static int orthogonalise_rows(double *y, size_t m, size_t l, struct err *err)
+{
+    double *columns = svd_alloc(m, l), *r = svd_alloc(l, l);
+    int rc = columns && r ? 0 : svd_no_memory(err);
+    if (!rc) {
+        transpose(y, m, l, columns);
+        svd_orthogonalise(columns, m, l, r);
+        transpose(columns, l, m, y);
+    }
+    sys_free(columns);
+    sys_free(r);
+    return rc;
+}
+
+/* M ~ Q Z^T with Z = a s b^T: u = Q b, v = a. */
+static int ritz(struct subspace *x, struct svd *out, struct err *err)
+{
+    size_t m = x->source->m, n = x->source->n, l = x->l;
+    struct svd z;
+    double *columns = svd_alloc(n > m ? n : m, l);
+    if (!columns)
+        return svd_no_memory(err);
+    transpose(x->w, n, l, columns);
+    int rc = svd_dense(&z, columns, n, l, err);
+    if (!rc) {
+        svd_release(out);
+        *out = (struct svd){.m = m, .n = n, .k = z.k, .s = z.s, .v = z.u, .total2 = x->total2};
+        z.s = z.u = NULL;
+        out->u = svd_alloc(m, z.k);
+        transpose(x->y, m, l, columns);
+        if (out->u)
+            svd_multiply(columns, m, z.v, l, z.k, out->u);
+        else
+            rc = svd_no_memory(err);
+        svd_release(&z);
+    }
+    sys_free(columns);
+    return rc;
+}
+
+/* Goes on from the right vectors that are there. */
+static int restart_from(struct subspace *x, const struct svd *d)
+{
+    for (size_t j = 0; j < x->source->n; j++) {
+        for (size_t k = 0; k < x->l; k++)
+            x->w[j * x->l + k] = k < d->k ? d->v[k * x->source->n + j] : 0;
+    }
+    return 0;
+}
+
+static void start(struct subspace *x, size_t from, uint64_t seed)
+{
+    for (size_t j = 0; j < x->source->n; j++) {
+        for (size_t k = from; k < x->l; k++)
+            x->w[j * x->l + k] = random_normal(seed, 0x73766421, j * 65536 + k);
+    }
+}
+
+/* Steps until the wanted triples' energy stands still. */
+static int iterate(struct subspace *x, const struct svd_want *want, struct svd *out,
+                   struct err *err)
+{
+    double held = -1;
+    for (int step = 0; step < MAX_STEPS; step++) {
+        int rc = forward(x, x->w, x->l, x->y, err);
+        if (!rc)
+            rc = orthogonalise_rows(x->y, x->source->m, x->l, err);
+        if (!rc)
+            rc = backward(x, x->y, x->l, x->w, err);
+        if (!rc)
+            rc = ritz(x, out, err);
+        if (rc)
+            return rc;
+        size_t k = want->rank && want->rank < out->k ? want->rank : out->k;
+        double now = svd_kept2(out, k);
+        if (now - held <= GROWTH * x->total2)
+            break;
+        held = now;
+        rc = orthogonalise_rows(x->w, x->source->n, x->l, err);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+/* ||M v_j - s_j u_j|| of the first k, in one more pass. */
+static int measure(struct subspace *x, struct svd *d, size_t k, struct err *err)
+{
+    size_t m = d->m, n = d->n;
+    double *w = svd_alloc(n, k), *y = svd_alloc(m, k), sum = 0;
+    int rc = w && y ? 0 : svd_no_memory(err);
+    if (!rc) {
+        transpose(d->v, k, n, w);
+        rc = forward(x, w, k, y, err);
+    }
+    for (size_t j = 0; !rc && j < k; j++) {
+        for (size_t i = 0; i < m; i++) {
+            double e = y[i * k + j] - d->s[j] * d->u[j * m + i];
+            sum += e * e;
+        }
+    }
+    d->residual = x->total2 > 0 ? sqrt(sum / x->total2) : 0;
+    sys_free(w);
+    sys_free(y);
+    return rc;
+}
+
+static int grow(struct subspace *x, size_t l, const struct svd *d, uint64_t seed, struct err *err)
+{
+    sys_free(x->w);
+    sys_free(x->y);
+    x->l = l;
+    x->w = svd_alloc(x->source->n, l);
+    x->y = svd_alloc(x->source->m, l);
+    if (!x->w || !x->y)
+        return svd_no_memory(err);
+    restart_from(x, d);
+    start(x, d->k, seed);
+    return 0;
+}
+
+static int leading(struct subspace *x, const struct svd_want *want, struct svd *out,
+                   struct err *err)
+{
+    size_t most = smaller(x->source->m, x->source->n);
+    size_t cap = want->rank ? smaller(want->rank, most) : most;
+    size_t l = want->energy > 0 ? smaller(cap, 32) : cap;
+    for (;;) {
+        int rc = grow(x, smaller(l + EXTRA_VECTORS, most), out, want->seed, err);
+        if (!rc)
+            rc = iterate(x, want, out, err);
+        if (rc)
+            return rc;
+        size_t k = svd_choose(out, want);
+        bool enough = want->energy <= 0 || l >= cap || x->total2 == 0 ||
+                      svd_kept2(out, smaller(l, out->k)) >= want->energy * x->total2;
+        if (enough)
+            return k ? measure(x, out, k, err) : 0;
+        l = smaller(2 * l, cap);
+    }
+}
+
+static int exactly(struct subspace *x, struct svd *out, struct err *err)
+{
+    size_t m = x->source->m, n = x->source->n;
+    double *columns = svd_alloc(m, n);
+    if (!columns)
+        return svd_no_memory(err);
+    transpose(x->kept, m, n, columns);
+    int rc = svd_dense(out, columns, m, n, err);
+    if (!rc)
+        out->total2 = x->total2;
+    sys_free(columns);
+    return rc;
+}
+
+int svd_of_source(struct svd *out, const struct svd_source *source, const struct svd_want *want,
+                  struct err *err)
+{
+    *out = (struct svd){0};
+    struct subspace x = {.source = source};
+    size_t least = smaller(source->m, source->n);
+    x.tile_rows = TILE_VALUES / source->n ? TILE_VALUES / source->n : 1;
+    x.tile = svd_alloc(x.tile_rows, source->n);
+    bool small = least <= SVD_EXACT_MAX && source->m * source->n <= 4 * (size_t)KEEP_VALUES;
+    if (small || source->m * source->n <= KEEP_VALUES)
+        x.kept = svd_alloc(source->m, source->n);
+    int rc = x.tile && (x.kept || !small) ? look(&x, err) : svd_no_memory(err);
+    if (!rc)
+        rc = small ? exactly(&x, out, err) : leading(&x, want, out, err);
+    if (rc)
+        svd_release(out);
+    sys_free(x.kept);
+    sys_free(x.tile);
+    sys_free(x.w);
+    sys_free(x.y);
+    return rc;
+}
