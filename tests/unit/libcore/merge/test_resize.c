@@ -115,13 +115,13 @@ TEST(what_is_no_factor_stays_and_dora_is_refused)
     struct adapter *a = rig_adapter(1, modules, 3), *out;
     struct combine_report *r;
     struct err err = {0};
-    const struct tensor vector = {
-        .dtype = DTYPE_F32, .n_dims = 1, .shape = {32}, .data = trained};
+    const struct tensor vector = {.dtype = DTYPE_F32, .n_dims = 1, .shape = {32}, .data = trained};
     const struct resize_options opt = {.rank = 2}, nothing = {0}, too_much = {.energy = 2};
     a->modules[2].lora_bias = vector;
     a->modules[2].bias = vector;
     CHECK_OK(resize_adapter(&out, &r, a, &opt, &err), err);
-    EXPECT_NEAR(((const float *)out->modules[2].lora_bias.data)[1], 2 * 2, 1e-6); // scale 2 is in it
+    EXPECT_NEAR(((const float *)out->modules[2].lora_bias.data)[1], 2 * 2,
+                1e-6); // scale 2 is in it
     EXPECT_NEAR(((const float *)out->modules[2].bias.data)[1], 2, 0);
     combine_report_free(r);
     adapter_free(out);
