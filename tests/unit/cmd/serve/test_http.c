@@ -1,4 +1,5 @@
-/* The exchanges over a real socket: answers, streams, limits, clients that leave. */
+/* tiers: check asan tsan
+ * The exchanges over a real socket: answers, streams, limits, clients that leave. */
 #include <arpa/inet.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -14,7 +15,7 @@
 static struct fixture {
     struct http_server *http;
     struct job_queue *jobs;
-    struct http_exchange *kept; // the last one that went to /later
+    struct http_exchange *_Atomic kept; // the last one that went to /later
     atomic_uint n_gone, n_done;
 } f;
 
