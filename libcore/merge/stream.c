@@ -19,6 +19,12 @@ struct pending {
     bool copied; // by the kernel: nothing to write
 };
 
+/* Bytes that the writer has written and not yet asked the system to put on disk. */
+struct behind {
+    uint32_t shard_idx;
+    uint64_t begin, end, n_bytes; // n_bytes of [begin, end)
+};
+
 struct run {
     struct stream s;
     struct merge_work *w;
@@ -29,6 +35,7 @@ struct run {
     size_t *first_unit;    // of each tensor
     uint32_t *writes_left; // of each unit
     bool kernel_copies;    // until it says it cannot
+    struct behind behind;  // the writer's own
     pthread_mutex_t lock;  // of all below
     pthread_cond_t buffer_free, block_ready, progress, ahead;
     void **buffers;
@@ -184,6 +191,22 @@ static void *read_ahead(void *arg)
     return NULL;
 }
 
+/* In pieces that a disk likes. Blocks come nearly in order, so one range at a time will do. */
+static void start_writeback(struct run *r, uint32_t shard_idx, uint64_t at, uint64_t n)
+{
+    struct behind *b = &r->behind;
+    if (b->n_bytes && (b->n_bytes >= STREAM_BEHIND_BYTES || b->shard_idx != shard_idx)) {
+        sys_start_writeback(r->s.out_fds[b->shard_idx], (off_t)b->begin,
+                            (off_t)(b->end - b->begin));
+        b->n_bytes = 0;
+    }
+    if (!b->n_bytes)
+        *b = (struct behind){shard_idx, at, at, 0};
+    b->begin = at < b->begin ? at : b->begin;
+    b->end = at + n > b->end ? at + n : b->end;
+    b->n_bytes += n;
+}
+
 static int write_block(struct run *r, const struct pending *p, struct err *err)
 {
     const struct stream_block *b = &r->s.blocks[p->block_idx];
@@ -199,7 +222,7 @@ static int write_block(struct run *r, const struct pending *p, struct err *err)
         from += n;
         left -= (uint64_t)n;
     }
-    sys_start_writeback(fd, at, (off_t)b->n_bytes);
+    start_writeback(r, u->shard_idx, (uint64_t)at, b->n_bytes);
     return 0;
 }
 

@@ -12,9 +12,10 @@
 
 enum {
     STREAM_BLOCK_BYTES = 4 << 20,
-    STREAM_RUN_BYTES = 256 << 20,  // untouched neighbours that are one piece of work
-    STREAM_AHEAD_BYTES = 64 << 20, // asked for before their turn
-    STREAM_SYNC_BYTES = 256 << 20, // written between two syncs
+    STREAM_RUN_BYTES = 256 << 20,   // untouched neighbours that are one piece of work
+    STREAM_AHEAD_BYTES = 64 << 20,  // asked for before their turn
+    STREAM_BEHIND_BYTES = 32 << 20, // written before the system is asked to put it on disk
+    STREAM_SYNC_BYTES = 1 << 30,    // written between two syncs
 };
 
 /* A matrix (of one expert), a vector, or a run of untouched tensors. Fixed once listed, but for
