@@ -40,7 +40,7 @@ LIBCORE := \
   $(addprefix libcore/model/,arch_gemma arch_llama arch_mixtral arch_phi arch_qwen bind bind_coverage \
     bind_variants config config_rope fingerprint load \
     module) \
-  $(addprefix libcore/merge/,blend check combine combine_methods combine_module combine_rest companions each explain \
+  $(addprefix libcore/merge/,blend check combine combine_methods combine_module combine_rest companions each estimate explain \
     explain_pair extract extract_side factors into_base plan plan_layout plan_tensors random recipe resize stream \
     stream_block stream_list svd svd_subspace values values_avx2 values_avx512 values_exact values_narrow values_plain \
     values_wide work) \

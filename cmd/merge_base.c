@@ -94,7 +94,7 @@ static void warn_all(const json_t *warnings)
     }
 }
 
-static void print_plan(const struct session *x)
+static void print_plan(const struct session *x, double seconds)
 {
     const struct merge_plan *p = x->plan;
     char disk[TABLE_CELL_BYTES], ram[TABLE_CELL_BYTES];
@@ -107,8 +107,8 @@ static void print_plan(const struct session *x)
     }
     printf("tensors    %zu, %zu of them change%s\n", p->n_tensors, p->n_touched,
            p->untied ? "; lm_head gets its own" : "");
-    printf("disk       %s\nmemory     %s beside the adapters\n", table_bytes(disk, p->write_bytes),
-           table_bytes(ram, p->ram_bytes));
+    printf("disk       %s\nmemory     %s beside the adapters\ntime       about %.2g s\n",
+           table_bytes(disk, p->write_bytes), table_bytes(ram, p->ram_bytes), seconds);
     size_t i;
     json_t *text;
     json_array_foreach(p->refusals, i, text)
@@ -136,7 +136,8 @@ static int write_plan(struct session *x, struct err *err)
         cmd_print_json(json_incref(recipe));
     } else if (!rc && !to_stdout) {
         warn_all(x->plan->warnings);
-        print_plan(x);
+        print_plan(x,
+                   json_number_value(json_object_get(json_object_get(recipe, "plan"), "seconds")));
     }
     free(text);
     json_decref(recipe);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "libcore/base/sys.h"
+#include "libcore/base/thread.h"
 #include "libcore/merge/plan_impl.h"
 
 int plan_refuse(struct planner *k, const char *fmt, ...)
@@ -123,9 +124,10 @@ static int bind_one(struct planner *k, size_t idx)
 
 // ---- estimates ----------------------------------------------------------------------------------
 
-enum { WORKER_BYTES = 24 << 20, BLOCK_BYTES = 4 << 20 };
+enum { BUFFER_BYTES = 4 << 20, SPARE_BUFFERS = 3, SCRATCH_BYTES = 1 << 20, REST_BYTES = 16 << 20 };
 
-/* Float64 factors of the two largest changed tensors side by side, buffers, and some. */
+/* Packed factors of the two largest changed tensors side by side, a buffer and scratch for each
+ * thread, and the program. */
 static void estimate(struct merge_plan *p, unsigned n_threads)
 {
     uint64_t largest = 0;
@@ -140,7 +142,9 @@ static void estimate(struct merge_plan *p, unsigned n_threads)
     }
     for (size_t s = 0; s < p->n_shards; s++)
         p->write_bytes += p->shards[s].file_bytes;
-    p->ram_bytes = 2 * largest + (uint64_t)(n_threads + 1) * WORKER_BYTES + 4 * BLOCK_BYTES;
+    uint64_t n = n_threads ? n_threads : thread_n_processors();
+    p->ram_bytes =
+        2 * largest + (n + SPARE_BUFFERS) * BUFFER_BYTES + n * SCRATCH_BYTES + REST_BYTES;
 }
 
 // ---- the whole ----------------------------------------------------------------------------------

@@ -5,8 +5,10 @@
 
 #include "libcore/base/file.h"
 #include "libcore/base/sys.h"
+#include "libcore/merge/estimate.h"
 
 enum { SCHEMA = 1 };
+static const double ASSUMED_BYTES_PER_S = 1e9; // of a disk, for the plan's guess
 
 double recipe_ratio(double part2, double whole2)
 {
@@ -32,14 +34,17 @@ static json_t *adapters_json(const struct merge_plan *p, const struct recipe_ori
 }
 
 /* Names of changed tensors, and how many of what. */
-static json_t *plan_json(const struct merge_plan *p)
+static json_t *plan_json(const struct merge_plan *p, unsigned n_threads)
 {
     json_t *changed = json_array();
     for (size_t i = 0; i < p->n_tensors; i++) {
         if (p->tensors[i].touched || p->tensors[i].added)
             json_array_append_new(changed, json_string(p->tensors[i].name));
     }
-    return json_pack("{s:I, s:I, s:o, s:I, s:I, s:I, s:O}", "n_tensors", (json_int_t)p->n_tensors,
+    double compute = estimate_compute_seconds(p, n_threads);
+    double disk = (double)(p->read_bytes + p->write_bytes) / ASSUMED_BYTES_PER_S;
+    return json_pack("{s:f, s:I, s:I, s:o, s:I, s:I, s:I, s:O}", "seconds",
+                     compute > disk ? compute : disk, "n_tensors", (json_int_t)p->n_tensors,
                      "n_changed", (json_int_t)p->n_touched, "changed", changed, "ram_bytes",
                      (json_int_t)p->ram_bytes, "read_bytes", (json_int_t)p->read_bytes,
                      "disk_bytes", (json_int_t)p->write_bytes, "refusals", p->refusals);
@@ -54,7 +59,8 @@ json_t *recipe_of_plan(const struct merge_plan *p, const struct recipe_origin *o
         adapters_json(p, o), "options", "resize_embeddings", o->options->resize_embeddings,
         "untied", p->untied, "vocab_size", p->n_vocab ? json_integer(p->n_vocab) : json_null(),
         "warnings", p->warnings);
-    if (root && planned && json_object_set_new(root, "plan", plan_json(p)) != 0) {
+    if (root && planned &&
+        json_object_set_new(root, "plan", plan_json(p, o->options->n_threads)) != 0) {
         json_decref(root);
         return NULL;
     }
