@@ -17,7 +17,13 @@
 #include "kernels/sites.h"
 #include "libcore/base/thread.h"
 
-enum { CPU_LAYOUT_VERSION = 1, CPU_IN_FLIGHT = 2, CPU_SITE_PARTS = 3, CPU_ALIGN = 64 };
+enum {
+    CPU_LAYOUT_VERSION = 1,
+    CPU_IN_FLIGHT = 2,
+    CPU_SITE_PARTS = 3,
+    CPU_ALIGN = 64,
+    CPU_PACK_ROWS = 4 * ISA_UNIT_ROWS
+};
 
 struct cpu_backend {
     struct backend base; // first
@@ -167,8 +173,9 @@ struct device_model {
     struct cpu_slot *slots; // max_slots
     // scratch
     struct site_run run;
-    float *trig; // [rope][row][cos rotary_dim/2, sin rotary_dim/2]
-    float *v;    // shrunk rows: see cpu_shrink_layout
+    void *packed; // activations of up to CPU_PACK_ROWS rows, packed for all threads
+    float *trig;  // [rope][row][cos rotary_dim/2, sin rotary_dim/2]
+    float *v;     // shrunk rows: see cpu_shrink_layout
     size_t v_floats;
     size_t *v_first;       // [segments * CPU_SITE_PARTS]: where a part's rows begin in v
     uint32_t *seq_first;   // [sequences + 1]: attention's work items

@@ -7,6 +7,8 @@
  */
 #include "kernels/cpu/cpu_impl.h"
 
+enum { SHARED_VALUES = 32768, MANY_PANELS = 64 };
+
 struct gemm_run {
     struct device_model *m;
     const struct cpu_matrix *w;
@@ -23,9 +25,40 @@ static void gemm_panels(void *arg, size_t begin, size_t end, unsigned thread_idx
                     r->n_rows, r->y, r->ldy, false);
 }
 
+static void pack_rows(void *arg, size_t begin, size_t end, unsigned thread_idx)
+{
+    const struct gemm_run *r = arg;
+    (void)thread_idx;
+    r->m->isa->pack(r->w->dtype, r->w->n_cols, r->x, r->ldx, r->n_rows, begin, end, r->m->packed);
+}
+
+static void packed_panels(void *arg, size_t begin, size_t end, unsigned thread_idx)
+{
+    const struct gemm_run *r = arg;
+    (void)thread_idx;
+    r->m->isa->gemm_packed(r->w->dtype, r->w->data, r->w->n_rows, r->w->n_cols, begin, end,
+                           r->m->packed, r->n_rows, r->y, r->ldy, false);
+}
+
+/* With few panels a thread, packing the activations in every thread would cost as much as the
+ * product; they are packed once then, for a pause of all threads more. */
 static void run_matrix(struct gemm_run *r)
 {
-    worker_pool_run(r->m->pool, (r->w->n_rows + ISA_PANEL - 1) / ISA_PANEL, 1, gemm_panels, r);
+    size_t n_panels = (r->w->n_rows + ISA_PANEL - 1) / ISA_PANEL;
+    size_t n_threads = worker_pool_size(r->m->pool), n_rows = r->n_rows;
+    if (n_threads == 1 || n_rows * r->w->n_cols < SHARED_VALUES ||
+        n_panels >= n_threads * MANY_PANELS) {
+        worker_pool_run(r->m->pool, n_panels, 1, gemm_panels, r);
+        return;
+    }
+    for (size_t row = 0; row < n_rows; row += CPU_PACK_ROWS) {
+        struct gemm_run part = *r;
+        part.n_rows = n_rows - row < CPU_PACK_ROWS ? n_rows - row : CPU_PACK_ROWS;
+        part.x += row * r->ldx;
+        part.y += row * r->ldy;
+        worker_pool_run(r->m->pool, isa_units(part.n_rows, r->w->n_cols), 1, pack_rows, &part);
+        worker_pool_run(r->m->pool, n_panels, 1, packed_panels, &part);
+    }
 }
 
 /* The rows of one owner. */

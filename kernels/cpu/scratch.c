@@ -20,12 +20,21 @@ static uint64_t thread_floats_of(const struct model_config *c)
     return (vocab + attend + row + 63) / 16 * 16;
 }
 
+/* Floats of the shared packed activations: the widest input of a site. */
+static uint64_t packed_floats(const struct model_config *c)
+{
+    uint64_t k = (uint64_t)c->n_heads * c->head_dim;
+    k = k > c->d_model ? k : c->d_model;
+    k = k > c->d_ff ? k : c->d_ff;
+    return isa_units(CPU_PACK_ROWS, k) * ISA_UNIT_BYTES / sizeof(float);
+}
+
 uint64_t cpu_scratch_bytes(const struct model_config *c, const struct step_limits *l,
                            unsigned n_threads)
 {
     uint64_t floats = l->max_rows * row_floats(c);
     floats += (uint64_t)l->max_logit_rows * (c->vocab_size + LIMIT_ADDED_TOKENS + c->d_model);
-    floats += n_threads * thread_floats_of(c) + cpu_moe_floats(c, l->max_rows);
+    floats += n_threads * thread_floats_of(c) + cpu_moe_floats(c, l->max_rows) + packed_floats(c);
     return floats * sizeof(float);
 }
 
@@ -59,6 +68,7 @@ int cpu_scratch_open(struct device_model *m, struct err *err)
         {&b->act, rows * c->d_ff},
         {&b->head_h, (uint64_t)l->max_logit_rows * c->d_model},
         {&b->logits, (uint64_t)l->max_logit_rows * m->vocab_stride},
+        {&m->packed, packed_floats(c)},
         {&m->trig, rows * m->n_ropes * c->rotary_dim},
         {&m->v_first, (uint64_t)(l->max_segments + 1) * CPU_SITE_PARTS * 2},
         {&m->seq_first, l->max_sequences + 1},
@@ -77,8 +87,9 @@ void cpu_scratch_free(struct device_model *m)
     cpu_moe_free(m);
     struct site_buffers *b = &m->run.buf;
     void *all[] = {
-        b->x,      b->h,      b->y,    b->qkv,     b->attn,      b->gate_up,        b->act,
-        b->head_h, b->logits, m->trig, m->v_first, m->seq_first, m->thread_scratch, m->v};
+        b->x,      b->h,      b->y,      b->qkv,  b->attn,    b->gate_up,   b->act,
+        b->head_h, b->logits, m->packed, m->trig, m->v_first, m->seq_first, m->thread_scratch,
+        m->v};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         sys_free(all[i]);
 }

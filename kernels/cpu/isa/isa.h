@@ -20,7 +20,15 @@
 
 #include "libcore/tensor/dtype.h"
 
-enum { ISA_PANEL = 32, ISA_ATTEND_QUERIES = 16, ISA_ATTEND_KEYS = 64 };
+enum {
+    ISA_PANEL = 32,
+    ISA_ATTEND_QUERIES = 16,
+    ISA_ATTEND_KEYS = 64,
+    // Packed activations: a unit is up to 48 rows by 1024 k, in whatever form the product likes.
+    ISA_UNIT_ROWS = 48,
+    ISA_UNIT_K = 1024,
+    ISA_UNIT_BYTES = ISA_UNIT_ROWS * ISA_UNIT_K * 4 + 256
+};
 
 /*
  * One block of keys of one key/value head against some queries; see isa_table.attend. The keys lie
@@ -47,6 +55,14 @@ struct isa_table {
      * points to output 0. */
     void (*gemm)(enum dtype t, const void *w, size_t n_out, size_t k, size_t panel0, size_t panel1,
                  const float *x, size_t ldx, size_t n_rows, float *y, size_t ldy, bool add);
+    /* The same in two steps, so that several threads share one packing: pack() writes the units
+     * [unit0, unit1) of isa_units(n_rows, k) at `units` (64-byte aligned, ISA_UNIT_BYTES each),
+     * gemm_packed() reads them all. The same bits as gemm(). */
+    void (*pack)(enum dtype t, size_t k, const float *x, size_t ldx, size_t n_rows, size_t unit0,
+                 size_t unit1, void *units);
+    void (*gemm_packed)(enum dtype t, const void *w, size_t n_out, size_t k, size_t panel0,
+                        size_t panel1, const void *units, size_t n_rows, float *y, size_t ldy,
+                        bool add);
     /* out[row * ldo + i] = sum_k a[i, k] x[row, k] for n_a rows of `a`, row-major, `a_stride` bytes
      * apart. */
     void (*dots)(enum dtype t, const void *a, size_t a_stride, size_t n_a, size_t k, const float *x,
@@ -77,6 +93,25 @@ struct isa_table {
 static inline size_t isa_panel_bytes(enum dtype t, size_t k)
 {
     return t == DTYPE_F32 ? k * ISA_PANEL * 4 : (k + 1) / 2 * ISA_PANEL * 4;
+}
+
+static inline size_t isa_units(size_t n_rows, size_t k)
+{
+    return (n_rows + ISA_UNIT_ROWS - 1) / ISA_UNIT_ROWS * ((k + ISA_UNIT_K - 1) / ISA_UNIT_K);
+}
+
+/* The part of the activations that a unit holds. */
+struct isa_unit {
+    size_t row, n_rows, k, n_k;
+};
+
+static inline struct isa_unit isa_unit_at(size_t n_rows, size_t k, size_t unit)
+{
+    size_t n_blocks = (k + ISA_UNIT_K - 1) / ISA_UNIT_K;
+    struct isa_unit u = {.row = unit / n_blocks * ISA_UNIT_ROWS, .k = unit % n_blocks * ISA_UNIT_K};
+    u.n_rows = n_rows - u.row < ISA_UNIT_ROWS ? n_rows - u.row : ISA_UNIT_ROWS;
+    u.n_k = k - u.k < ISA_UNIT_K ? k - u.k : ISA_UNIT_K;
+    return u;
 }
 
 /* Writes row-major values of type t (rows `stride` bytes apart) as rows [row0, row0 + n_rows) of

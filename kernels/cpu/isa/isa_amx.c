@@ -16,9 +16,9 @@
 
 enum {
     TILE_ROWS = 16,
-    TILE_K = 32,                // bf16 values a row of A
-    TILE_BYTES = 64,            // a row of any tile
-    TILE_CHUNK = 64,            // rows that pass while a block of the weights is in the caches
+    TILE_K = 32,     // bf16 values a row of A
+    TILE_BYTES = 64, // a row of any tile
+    TILE_GROUPS = ISA_UNIT_ROWS / TILE_ROWS,
     PAIR_BYTES = ISA_PANEL * 4, // between two pairs of k in a panel
     AHEAD_BYTES = 8192
 };
@@ -131,49 +131,90 @@ static void add_tiles(const struct split_rows *s, const float *c, float *y, size
     }
 }
 
-/* Up to 64 rows over some panels at one block of k. */
-static void gemm_block(const char *w, size_t stride, size_t n_out, size_t panel0, size_t panel1,
-                       const float *x, size_t ldx, size_t n_rows, size_t n_k, float *y, size_t ldy,
-                       bool add)
+/* A unit: groups of sixteen rows. */
+struct split_unit {
+    struct split_rows groups[TILE_GROUPS];
+};
+_Static_assert(sizeof(struct split_unit) <= ISA_UNIT_BYTES, "a unit holds split rows");
+
+static void split_unit(struct split_unit *s, const float *x, size_t ldx, struct isa_unit u)
 {
-    struct split_rows s[TILE_CHUNK / TILE_ROWS];
-    float c[1024] __attribute__((aligned(64)));
-    size_t n_groups = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
-    for (size_t g = 0; g < n_groups; g++) {
-        size_t row = g * TILE_ROWS, rows = n_rows - row < TILE_ROWS ? n_rows - row : TILE_ROWS;
-        split(&s[g], x + row * ldx, ldx, rows, n_k);
+    for (size_t g = 0; g * TILE_ROWS < u.n_rows; g++) {
+        size_t row = g * TILE_ROWS, rows = u.n_rows - row < TILE_ROWS ? u.n_rows - row : TILE_ROWS;
+        split(&s->groups[g], x + (u.row + row) * ldx + u.k, ldx, rows, u.n_k);
     }
+}
+
+/* All rows of a unit pass while a panel's block of k is in the caches. */
+static void run_split(const void *weights, size_t n_out, size_t k, size_t panel0, size_t panel1,
+                      const struct split_unit *s, struct isa_unit u, float *y, size_t ldy, bool add)
+{
+    float c[1024] __attribute__((aligned(64)));
+    size_t stride = isa_panel_bytes(DTYPE_BF16, k);
+    const char *w = (const char *)weights + isa_panel_bytes(DTYPE_BF16, u.k);
     for (size_t p = panel0; p < panel1; p++) {
         size_t left = n_out - p * ISA_PANEL;
-        for (size_t g = 0; g < n_groups; g++) {
-            run_tiles(&s[g], w + p * stride, c);
-            add_tiles(&s[g], c, y + g * TILE_ROWS * ldy + p * ISA_PANEL, ldy,
-                      left < ISA_PANEL ? left : ISA_PANEL, add);
+        for (size_t g = 0; g * TILE_ROWS < u.n_rows; g++) {
+            run_tiles(&s->groups[g], w + p * stride, c);
+            add_tiles(&s->groups[g], c, y + (u.row + g * TILE_ROWS) * ldy + p * ISA_PANEL, ldy,
+                      left < ISA_PANEL ? left : ISA_PANEL, add || u.k > 0);
         }
     }
+}
+
+static bool takes_tiles(enum dtype t, size_t k)
+{
+    return t == DTYPE_BF16 && k % TILE_K == 0;
 }
 
 static void gemm_tiles(enum dtype t, const void *weights, size_t n_out, size_t k, size_t panel0,
                        size_t panel1, const float *x, size_t ldx, size_t n_rows, float *y,
                        size_t ldy, bool add)
 {
-    if (t != DTYPE_BF16 || k % TILE_K != 0) {
+    if (!takes_tiles(t, k)) {
         gemm(t, weights, n_out, k, panel0, panel1, x, ldx, n_rows, y, ldy, add);
         return;
     }
-    size_t stride = isa_panel_bytes(t, k);
+    struct split_unit s;
     configure();
-    for (size_t row = 0; row < n_rows; row += TILE_CHUNK) {
-        size_t rows = n_rows - row < TILE_CHUNK ? n_rows - row : TILE_CHUNK;
-        for (size_t k0 = 0; k0 < k; k0 += K_BLOCK)
-            gemm_block((const char *)weights + isa_panel_bytes(t, k0), stride, n_out, panel0,
-                       panel1, x + row * ldx + k0, ldx, rows, k - k0 < K_BLOCK ? k - k0 : K_BLOCK,
-                       y + row * ldy, ldy, add || k0 > 0);
+    for (size_t i = 0; i < isa_units(n_rows, k); i++) {
+        struct isa_unit u = isa_unit_at(n_rows, k, i);
+        split_unit(&s, x, ldx, u);
+        run_split(weights, n_out, k, panel0, panel1, &s, u, y, ldy, add);
     }
     _tile_release();
 }
 
-const struct isa_table isa_amx = ISA_TABLE("amx", gemm_tiles);
+static void pack_tiles(enum dtype t, size_t k, const float *x, size_t ldx, size_t n_rows,
+                       size_t unit0, size_t unit1, void *units)
+{
+    if (!takes_tiles(t, k)) {
+        pack_units(t, k, x, ldx, n_rows, unit0, unit1, units);
+        return;
+    }
+    for (size_t i = unit0; i < unit1; i++)
+        split_unit((struct split_unit *)(void *)((char *)units + i * ISA_UNIT_BYTES), x, ldx,
+                   isa_unit_at(n_rows, k, i));
+}
+
+static void gemm_packed_tiles(enum dtype t, const void *weights, size_t n_out, size_t k,
+                              size_t panel0, size_t panel1, const void *units, size_t n_rows,
+                              float *y, size_t ldy, bool add)
+{
+    if (!takes_tiles(t, k)) {
+        gemm_packed(t, weights, n_out, k, panel0, panel1, units, n_rows, y, ldy, add);
+        return;
+    }
+    configure();
+    for (size_t i = 0; i < isa_units(n_rows, k); i++)
+        run_split(
+            weights, n_out, k, panel0, panel1,
+            (const struct split_unit *)(const void *)((const char *)units + i * ISA_UNIT_BYTES),
+            isa_unit_at(n_rows, k, i), y, ldy, add);
+    _tile_release();
+}
+
+const struct isa_table isa_amx = ISA_TABLE("amx", gemm_tiles, pack_tiles, gemm_packed_tiles);
 #else
 typedef int isa_amx_is_not_for_this_processor;
 #endif

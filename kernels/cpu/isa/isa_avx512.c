@@ -5,7 +5,7 @@
 #define ISA_BLOCKS(X) ISA_BLOCKS_512(X)
 #include "kernels/cpu/isa/simd.h"
 
-const struct isa_table isa_avx512 = ISA_TABLE("avx512", gemm);
+const struct isa_table isa_avx512 = ISA_TABLE("avx512", gemm, pack_units, gemm_packed);
 #else
 typedef int isa_avx512_is_not_for_this_processor;
 #endif

@@ -3,4 +3,4 @@
 #define ISA_BLOCKS(X) X(1, 8) X(2, 4)
 #include "kernels/cpu/isa/simd.h"
 
-const struct isa_table isa_plain = ISA_TABLE("plain", gemm);
+const struct isa_table isa_plain = ISA_TABLE("plain", gemm, pack_units, gemm_packed);

@@ -22,7 +22,12 @@
 #define ISA_BLOCKS_512(X)                                                                          \
     X(1, 8) X(1, 2) X(2, 8) X(2, 2) X(3, 4) X(3, 2) X(4, 4) X(4, 2) X(6, 4) X(6, 2) X(8, 2) X(12, 2)
 
-enum { W = ISA_WIDTH, PANEL_VECTORS = ISA_PANEL / ISA_WIDTH, K_BLOCK = 1024, ROW_CHUNK = 48 };
+enum {
+    W = ISA_WIDTH,
+    PANEL_VECTORS = ISA_PANEL / ISA_WIDTH,
+    K_BLOCK = ISA_UNIT_K,
+    ROW_CHUNK = ISA_UNIT_ROWS
+};
 
 typedef float vf __attribute__((vector_size(ISA_WIDTH * 4)));
 typedef int32_t vi __attribute__((vector_size(ISA_WIDTH * 4)));
@@ -292,27 +297,56 @@ static void run_edge(enum dtype t, const char *w, size_t stride, size_t n_k,
         memcpy(y + r * ldy, part + r * ISA_PANEL, n_valid * sizeof *y);
 }
 
+/* One unit over the panels [panel0, panel1). */
+static void run_unit(enum dtype t, const void *weights, size_t n_out, size_t k, size_t panel0,
+                     size_t panel1, const struct packed_rows *p, struct isa_unit u, float *y,
+                     size_t ldy, bool add)
+{
+    size_t stride = isa_panel_bytes(t, k);
+    size_t whole = n_out / ISA_PANEL < panel1 ? n_out / ISA_PANEL : panel1;
+    const char *w = (const char *)weights + isa_panel_bytes(t, u.k);
+    y += u.row * ldy;
+    add |= u.k > 0;
+    if (panel0 < whole)
+        run_panels(t, w + panel0 * stride, stride, whole - panel0, u.n_k, p, y + panel0 * ISA_PANEL,
+                   ldy, add);
+    if (whole < panel1)
+        run_edge(t, w + whole * stride, stride, u.n_k, p, y + whole * ISA_PANEL, ldy,
+                 n_out - whole * ISA_PANEL, add);
+}
+
 static void gemm(enum dtype t, const void *weights, size_t n_out, size_t k, size_t panel0,
                  size_t panel1, const float *x, size_t ldx, size_t n_rows, float *y, size_t ldy,
                  bool add)
 {
     struct packed_rows p;
-    size_t stride = isa_panel_bytes(t, k);
-    size_t whole = n_out / ISA_PANEL < panel1 ? n_out / ISA_PANEL : panel1;
-    for (size_t row = 0; row < n_rows; row += ROW_CHUNK) {
-        size_t rows = n_rows - row < ROW_CHUNK ? n_rows - row : ROW_CHUNK;
-        for (size_t k0 = 0; k0 < k; k0 += K_BLOCK) {
-            size_t n_k = k - k0 < K_BLOCK ? k - k0 : K_BLOCK;
-            const char *w = (const char *)weights + isa_panel_bytes(t, k0);
-            float *to = y + row * ldy;
-            pack_x(&p, x + row * ldx + k0, ldx, rows, n_k);
-            if (panel0 < whole)
-                run_panels(t, w + panel0 * stride, stride, whole - panel0, n_k, &p,
-                           to + panel0 * ISA_PANEL, ldy, add || k0 > 0);
-            if (whole < panel1)
-                run_edge(t, w + whole * stride, stride, n_k, &p, to + whole * ISA_PANEL, ldy,
-                         n_out - whole * ISA_PANEL, add || k0 > 0);
-        }
+    for (size_t i = 0; i < isa_units(n_rows, k); i++) {
+        struct isa_unit u = isa_unit_at(n_rows, k, i);
+        pack_x(&p, x + u.row * ldx + u.k, ldx, u.n_rows, u.n_k);
+        run_unit(t, weights, n_out, k, panel0, panel1, &p, u, y, ldy, add);
+    }
+}
+
+_Static_assert(sizeof(struct packed_rows) <= ISA_UNIT_BYTES, "a unit holds packed rows");
+
+static void pack_units(enum dtype t, size_t k, const float *x, size_t ldx, size_t n_rows,
+                       size_t unit0, size_t unit1, void *units)
+{
+    (void)t;
+    for (size_t i = unit0; i < unit1; i++) {
+        struct isa_unit u = isa_unit_at(n_rows, k, i);
+        void *to = (char *)units + i * ISA_UNIT_BYTES;
+        pack_x(to, x + u.row * ldx + u.k, ldx, u.n_rows, u.n_k);
+    }
+}
+
+static void gemm_packed(enum dtype t, const void *weights, size_t n_out, size_t k, size_t panel0,
+                        size_t panel1, const void *units, size_t n_rows, float *y, size_t ldy,
+                        bool add)
+{
+    for (size_t i = 0; i < isa_units(n_rows, k); i++) {
+        const void *p = (const char *)units + i * ISA_UNIT_BYTES;
+        run_unit(t, weights, n_out, k, panel0, panel1, p, isa_unit_at(n_rows, k, i), y, ldy, add);
     }
 }
 
@@ -708,13 +742,14 @@ static void attend(const struct isa_attend *a)
     }
 }
 
-/* The table of an instruction set: its name and its product. */
-#define ISA_TABLE(isa_name, isa_gemm)                                                              \
+/* The table of an instruction set: its name and its products. */
+#define ISA_TABLE(isa_name, isa_gemm, isa_pack, isa_packed)                                        \
     {                                                                                              \
-        .name = isa_name, .gemm = isa_gemm, .dots = dots, .to_f32 = to_f32, .rms_norm = rms_norm,  \
-        .silu_mul = silu_mul, .gelu_tanh_mul = gelu_tanh_mul, .add = add_to, .axpy = axpy,         \
-        .gain_bias = gain_bias, .attend = attend, .rotate = rotate, .max = max_value,              \
-        .sum_exp = sum_exp, .add_squares = add_squares,                                            \
+        .name = isa_name, .gemm = isa_gemm, .pack = isa_pack, .gemm_packed = isa_packed,           \
+        .dots = dots, .to_f32 = to_f32, .rms_norm = rms_norm, .silu_mul = silu_mul,                \
+        .gelu_tanh_mul = gelu_tanh_mul, .add = add_to, .axpy = axpy, .gain_bias = gain_bias,       \
+        .attend = attend, .rotate = rotate, .max = max_value, .sum_exp = sum_exp,                  \
+        .add_squares = add_squares,                                                                \
     }
 
 #endif

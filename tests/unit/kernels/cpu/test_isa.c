@@ -170,6 +170,16 @@ static void check_invariance(const struct isa_table *isa)
             CHECK_MSG(memcmp(one, all + r * m.n, m.n * sizeof *one) == 0, "%s, %s: row %zu",
                       isa->name, dtype_name(m.t), r);
         }
+        float *packed = floats(ROWS * m.n);
+        size_t n_units = isa_units(ROWS, m.k);
+        char *units = sys_aligned_alloc(64, n_units * ISA_UNIT_BYTES);
+        isa->pack(m.t, m.k, x, m.k, ROWS, 0, n_units / 2, units);
+        isa->pack(m.t, m.k, x, m.k, ROWS, n_units / 2, n_units, units);
+        isa->gemm_packed(m.t, m.panels, m.n, m.k, 0, 5, units, ROWS, packed, m.n, false);
+        CHECK_MSG(memcmp(packed, all, ROWS * m.n * sizeof *all) == 0, "%s, %s: packed", isa->name,
+                  dtype_name(m.t));
+        sys_free(units);
+        sys_free(packed);
         sys_free(x);
         sys_free(all);
         sys_free(one);
