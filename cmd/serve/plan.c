@@ -11,8 +11,10 @@ enum {
     MIN_LOGIT_ROWS = 64,
     /* Rows of a step on the CPU: more would cost scratch memory and gain no speed. */
     CPU_STEP_TOKENS = 2048,
+    CPU_KV_TOKENS = 65536,
 };
-static const uint64_t GIB = 1ull << 30, MIN_POOL = 16ull * BACKEND_CHUNK_BYTES;
+static const uint64_t GIB = 1ull << 30, MIN_POOL = 16ull * BACKEND_CHUNK_BYTES,
+                      CPU_MIN_ADAPTERS = 128ull << 20;
 
 static uint32_t min_u32(uint64_t a, uint64_t b)
 {
@@ -64,15 +66,25 @@ static int choose_limits(struct runtime *rt, struct err *err)
     return 0;
 }
 
-/* On a device of its own: all that is left is the pool. On the CPU, where memory is everybody's:
- * what the sequences can use, and some for adapters, at most half of what is free. */
+/* On a device of its own: all that is left is the pool. On the CPU, where memory is everybody's: KV
+ * pages for what the sequences can use, up to a bound but four full contexts at least, and some
+ * room for adapters; at most half of what is free. */
 static uint64_t pool_bytes(const struct runtime *rt, uint64_t left)
 {
     if (!on_cpu(rt))
         return left;
-    uint64_t all_tokens = (uint64_t)rt->limits.max_sequences * rt->context_length;
-    uint64_t adapters = rt->opt.adapter_bytes ? rt->opt.adapter_bytes : GIB;
-    uint64_t wanted = all_tokens * rt->plan.token_bytes + adapters;
+    uint64_t tokens = (uint64_t)rt->limits.max_sequences * rt->context_length;
+    uint64_t least = 4ull * rt->context_length;
+    if (tokens > CPU_KV_TOKENS)
+        tokens = CPU_KV_TOKENS > least ? CPU_KV_TOKENS : least;
+    uint64_t adapters = rt->opt.adapter_bytes;
+    if (adapters == 0)
+        adapters = rt->plan.weights / 4;
+    if (rt->opt.adapter_bytes == 0 && adapters < CPU_MIN_ADAPTERS)
+        adapters = CPU_MIN_ADAPTERS;
+    if (rt->opt.adapter_bytes == 0 && adapters > 2 * GIB)
+        adapters = 2 * GIB;
+    uint64_t wanted = tokens * rt->plan.token_bytes + adapters;
     return wanted < left / 2 ? wanted : left / 2;
 }
 

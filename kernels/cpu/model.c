@@ -1,5 +1,6 @@
 /* The weights of a model on the CPU, its pool, and what an adapter replaces whole. */
 #include <string.h>
+#include <sys/mman.h>
 
 #include "kernels/cpu/cpu_impl.h"
 #include "libcore/base/limits.h"
@@ -453,6 +454,8 @@ void cpu_replacement_free(struct backend *be, struct device_weight *w)
 // ---- pool
 // ----------------------------------------------------------------------------------------
 
+static const size_t POPULATE_BYTES = (size_t)1 << 30;
+
 int cpu_pool_open(struct backend *be, struct device_model *m, uint32_t n_chunks, struct err *err)
 {
     cpu_pool_free(be, m);
@@ -460,6 +463,13 @@ int cpu_pool_open(struct backend *be, struct device_model *m, uint32_t n_chunks,
     if (!m->chunks)
         return err_set(err, ERR_NO_MEMORY, "no memory for a pool of %u chunks of 2 MiB", n_chunks);
     m->n_chunks = n_chunks;
+    /* What is promised is there from the start: a server's memory does not grow as its pages fill.
+     * Beyond the bound it would cost seconds, and the pages come as they are first used. */
+#ifdef MADV_POPULATE_WRITE
+    size_t size = (size_t)n_chunks * BACKEND_CHUNK_BYTES;
+    if (size <= POPULATE_BYTES)
+        (void)madvise(m->chunks, size, MADV_POPULATE_WRITE);
+#endif
     return 0;
 }
 
