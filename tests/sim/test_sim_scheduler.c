@@ -254,9 +254,13 @@ static void check_rest(struct sim *s, uint64_t seed)
     EXPECT_MSG(engine_drain(s->rig.engine, 10000, &err) == 0, "seed %llu: %s",
                (unsigned long long)seed, err.msg);
     struct engine_stats stats;
-    for (int i = 0; i < 1000; i++) { // the last turn publishes its numbers after the last event
+    uint64_t n_ended = 0, n_submitted = 0;
+    for (unsigned i = 0; i < s->n_jobs; i++)
+        n_submitted += s->jobs[i].id != 0;
+    for (int i = 0; i < 5000; i++) { // the last turn publishes its numbers after the last event
         engine_stats(s->rig.engine, &stats);
-        if (stats.kv_pages_used == 0 && stats.n_running == 0)
+        n_ended = stats.n_finished + stats.n_cancelled + stats.n_failed;
+        if (stats.kv_pages_used == 0 && stats.n_running == 0 && n_ended == n_submitted)
             break;
         usleep(1000);
     }
@@ -268,9 +272,6 @@ static void check_rest(struct sim *s, uint64_t seed)
     s->n_hits += stats.prefix_hit_tokens;
     s->n_host_evictions += stats.evictions[0];
     s->n_device_evictions += stats.evictions[1];
-    uint64_t n_ended = stats.n_finished + stats.n_cancelled + stats.n_failed, n_submitted = 0;
-    for (unsigned i = 0; i < s->n_jobs; i++)
-        n_submitted += s->jobs[i].id != 0;
     EXPECT_INT(n_ended, n_submitted);
 }
 
