@@ -165,7 +165,7 @@ static bool place(struct adapter_entry *e, struct room *room)
         return false;
     make_place(p, n_chunks, n_bytes);
     uint32_t slot = free_slot(p);
-    if (slot == NO_SLOT || device_pool_n_owned(p->opt.chunks, POOL_FREE) < n_chunks ||
+    if (slot == NO_SLOT || device_pool_n_settled(p->opt.chunks) < n_chunks ||
         p->device_bytes + n_bytes > p->opt.device_bytes)
         return false;
     for (uint32_t i = 0; i < n_chunks; i++)

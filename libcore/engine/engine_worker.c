@@ -10,8 +10,9 @@
  * One turn of the worker: take what callers left, move the adapters on, plan and submit step n + 1,
  * then take the result of step n. So the plan knows of n only who is in it: a token that n samples
  * is written ~j, and a sequence that n turns out to end has one row too many in n + 1, whose result
- * is dropped. The device runs steps in order, so pages and slots that the end of a sequence frees
- * may be given away at once: whoever gets them writes after the row too many.
+ * is dropped. The device runs steps in order, so pages that the end of a sequence frees may be
+ * given to another at once: it writes after the row too many. Chunks and slots go to other adapters
+ * only when no step in flight can touch them.
  */
 
 // How long the worker sleeps when only a copy on the device, or room being made, goes on.
@@ -184,6 +185,7 @@ static void complete_step(struct engine *e)
     e->in_flight[0] = e->in_flight[1];
     e->n_in_flight--;
     e->n_completed = r->number;
+    device_pool_note_steps(e->chunks, e->n_submitted, e->n_completed);
     uint64_t now = thread_now_ns();
     if (rc) {
         fail_running(e, &err);
@@ -225,6 +227,7 @@ static bool submit_step(struct engine *e)
         return true;
     }
     e->n_submitted = number;
+    device_pool_note_steps(e->chunks, e->n_submitted, e->n_completed);
     e->in_flight[e->n_in_flight++] = r;
     batch_submitted(e->batch, e->scheduler, r);
     return true;

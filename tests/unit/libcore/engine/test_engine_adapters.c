@@ -270,6 +270,7 @@ TEST(a_crowd_of_one_adapter_does_not_hold_up_the_base)
             job_use(&jobs[i], 1, 1);
         CHECK_OK(job_submit(&r, &jobs[i], &err), err);
     }
+    CHECK_JOB(&jobs[CROWD]);
     unsigned n_before = 0;
     for (unsigned i = 0; i <= CROWD; i++) {
         CHECK_JOB(&jobs[i]);

@@ -102,6 +102,27 @@ TEST(pages_of_the_pool_and_of_adapters_do_not_meet)
     memory_close(&m);
 }
 
+/* An adapter is copied beside the steps: it must not get what a step in flight may still write. */
+TEST(a_chunk_of_pages_goes_to_an_adapter_only_when_the_steps_in_flight_have_ended)
+{
+    struct memory m;
+    struct err err = {0};
+    CHECK_OK(memory_open(&m, 1, 4, 0, &err), err);
+    uint32_t page, chunk;
+    CHECK(kv_cache_take(m.kv, &page));
+    device_pool_note_steps(m.pool, 2, 0);
+    kv_cache_unref(m.kv, page); // the chunk goes back while steps 1 and 2 are in flight
+    CHECK_INT(device_pool_n_owned(m.pool, POOL_FREE), 1);
+    CHECK(!device_pool_take(m.pool, POOL_ADAPTER, &chunk));
+    device_pool_note_steps(m.pool, 2, 1);
+    CHECK(!device_pool_take(m.pool, POOL_ADAPTER, &chunk));
+    CHECK(kv_cache_take(m.kv, &page)); // a later step may write there
+    kv_cache_unref(m.kv, page);
+    device_pool_note_steps(m.pool, 2, 2);
+    CHECK(device_pool_take(m.pool, POOL_ADAPTER, &chunk));
+    memory_close(&m);
+}
+
 /* Fills one page of a space with `tokens` after `chain` and lets it go. */
 static uint64_t remember(struct memory *m, struct prefix_space *s, uint64_t chain,
                          const int32_t *tokens, uint32_t *page)
