@@ -13,6 +13,8 @@
 #define ISA_WIDTH     16
 #define ISA_BLOCKS(X) ISA_BLOCKS_512(X)
 #include "kernels/cpu/isa/simd.h"
+#include "kernels/cpu/isa/simd_attend.h"
+#include "kernels/cpu/isa/simd_gemm.h"
 
 enum {
     TILE_ROWS = 16,

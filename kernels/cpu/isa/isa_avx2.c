@@ -4,6 +4,8 @@
 #define ISA_WIDTH     8
 #define ISA_BLOCKS(X) X(1, 8) X(1, 4) X(2, 4) X(3, 2) X(4, 2) X(5, 2) X(6, 2)
 #include "kernels/cpu/isa/simd.h"
+#include "kernels/cpu/isa/simd_attend.h"
+#include "kernels/cpu/isa/simd_gemm.h"
 
 const struct isa_table isa_avx2 = ISA_TABLE("avx2", gemm, pack_units, gemm_packed);
 #else

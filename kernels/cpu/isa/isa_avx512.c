@@ -4,6 +4,8 @@
 #define ISA_WIDTH     16
 #define ISA_BLOCKS(X) ISA_BLOCKS_512(X)
 #include "kernels/cpu/isa/simd.h"
+#include "kernels/cpu/isa/simd_attend.h"
+#include "kernels/cpu/isa/simd_gemm.h"
 
 const struct isa_table isa_avx512 = ISA_TABLE("avx512", gemm, pack_units, gemm_packed);
 #else
