@@ -36,6 +36,8 @@ struct import_options {
     size_t n_ignore_fields;
     int (*on_bytes)(void *arg, uint64_t bytes); // bytes copied; non-zero (ERR_INTERRUPTED) stops
     void *on_bytes_arg;
+    const char *source;    // adapters: what the manifest says it is from; NULL: the path
+    const json_t *lineage; // adapters that were made of others: how; borrowed, or NULL
 };
 
 struct import_result {
@@ -58,6 +60,11 @@ void import_result_release(struct import_result *r);
 int import_adapter(struct store *s, const char *path, const struct import_options *opt,
                    struct import_result *out, struct err *err);
 int import_base(struct store *s, const char *path, const struct import_options *opt,
+                struct import_result *out, struct err *err);
+
+/* An adapter that was made here: written as PEFT does into a work folder, and imported from there.
+ * opt->name is wanted. Errors of peft_write() and import_adapter(). */
+int import_made(struct store *s, const struct adapter *a, const struct import_options *opt,
                 struct import_result *out, struct err *err);
 
 /* Adapters and bases below a folder, sorted; folders inside a found one are not looked at. The

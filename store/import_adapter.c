@@ -197,7 +197,10 @@ static int make_manifest(struct job *j, const struct adapter *a, json_t **out, s
     json_t *ignored = ignored_json(j->opt);
     char *source = file_real_path(j->path, NULL);
     struct manifest_origin origin = {.name = j->out->name,
-                                     .source = source ? source : j->path,
+                                     .source = j->opt->source ? j->opt->source
+                                               : source       ? source
+                                                              : j->path,
+                                     .lineage = j->opt->lineage,
                                      .base_id = j->out->base_id,
                                      .ignored = ignored,
                                      .warnings = j->out->warnings};

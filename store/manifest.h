@@ -10,11 +10,12 @@
 
 /* What the adapter itself does not say. Strings are borrowed. */
 struct manifest_origin {
-    const char *name;    // suggested by the file or folder
-    const char *source;  // path that it was imported from
-    const char *base_id; // "" or NULL: unknown
-    json_t *ignored;     // names of configuration fields that were ignored on request; or NULL
-    json_t *warnings;    // the adapter's and the import's; NULL: the adapter's own
+    const char *name;      // suggested by the file or folder
+    const char *source;    // path that it was imported from
+    const char *base_id;   // "" or NULL: unknown
+    const json_t *lineage; // of an adapter that was made of others; or NULL
+    json_t *ignored;       // names of configuration fields that were ignored on request; or NULL
+    json_t *warnings;      // the adapter's and the import's; NULL: the adapter's own
 };
 
 /* *out: a new manifest without "files". */

@@ -163,6 +163,9 @@ int manifest_of_adapter(json_t **out, const struct adapter *a, const struct mani
             origin->ignored ? origin->ignored : json_null(), "tensors", tensors, "files");
         if (!m || !more || json_object_update(m, more) != 0)
             rc = no_memory(err);
+        if (!rc && origin->lineage &&
+            json_object_set_new(m, "lineage", json_deep_copy(origin->lineage)) != 0)
+            rc = no_memory(err);
         json_decref(more);
         if (rc)
             json_decref(m);
