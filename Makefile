@@ -27,8 +27,10 @@ LIBCORE := \
   $(addprefix libcore/base/,arena digest err file log strbuf sys thread) \
   $(addprefix libcore/tensor/,dtype tensor) \
   $(addprefix libcore/adapter/,adapter builder capability content_id eigen stats) \
-  $(addprefix libcore/format/,checkpoint generation_config hub peft peft_config peft_experts \
-    peft_files peft_match peft_modules peft_names peft_write safetensors safetensors_header safetensors_writer) \
+  $(addprefix libcore/format/,adapter_file checkpoint foreign foreign_names generation_config gguf \
+    gguf_lora hub image kohya mlx peft peft_config peft_experts peft_files peft_match peft_modules \
+    peft_names peft_write pickle pickle_tensors pickle_torch safetensors safetensors_header \
+    safetensors_writer zip_stored) \
   $(addprefix libcore/text/,added bpe bpe_merge cp_set decode decode_read json_fields json_pull \
     normalize post_process pre_read pre_tokenize regex regex_parse token_stream tokenizer \
     tokenizer_config tokenizer_open unicode unicode_late unicode_table vocab vocab_build \

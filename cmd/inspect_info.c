@@ -10,7 +10,7 @@
 #include "libcore/adapter/stats.h"
 #include "libcore/base/file.h"
 #include "libcore/base/sys.h"
-#include "libcore/format/peft.h"
+#include "libcore/format/adapter_file.h"
 #include "libcore/model/bind.h"
 #include "store/base_model.h"
 
@@ -245,7 +245,7 @@ static int add_outside_files(json_t *info, const char *path, const struct adapte
                              struct err *err)
 {
     struct peft_files files;
-    int rc = peft_files_list(&files, path, err);
+    int rc = adapter_files_list(&files, path, err);
     if (rc)
         return rc;
     json_t *list = json_array();
@@ -275,7 +275,7 @@ static int read_adapter(struct store *s, const struct model_ref *ref, struct ada
                         struct err *err)
 {
     if (!ref->in_store) {
-        int rc = peft_read(a, ref->path, NULL, err);
+        int rc = adapter_file_read(a, ref->path, NULL, err);
         return rc ? rc : content_id_compute(*a, 0, err);
     }
     struct adapter_source *source;

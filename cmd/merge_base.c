@@ -7,7 +7,7 @@
 #include "cmd/table.h"
 #include "libcore/base/file.h"
 #include "libcore/base/sys.h"
-#include "libcore/format/peft.h"
+#include "libcore/format/adapter_file.h"
 #include "libcore/merge/check.h"
 #include "libcore/merge/into_base.h"
 #include "store/manifest.h"
@@ -195,7 +195,7 @@ static int stored_companions(struct session *x, const char *id, struct err *err)
 static int path_companions(struct session *x, const char *path, struct err *err)
 {
     struct peft_files files;
-    int rc = peft_files_list(&files, path, err);
+    int rc = adapter_files_list(&files, path, err);
     if (rc)
         return rc;
     for (size_t i = 0; !rc && i < files.n; i++) {

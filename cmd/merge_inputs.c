@@ -6,7 +6,7 @@
 #include "libcore/adapter/content_id.h"
 #include "libcore/base/file.h"
 #include "libcore/base/sys.h"
-#include "libcore/format/peft.h"
+#include "libcore/format/adapter_file.h"
 
 static int no_memory(const char *what, struct err *err)
 {
@@ -19,7 +19,9 @@ static int read_path(struct merge_input *in, const char *path, struct err *err)
 {
     const struct peft_options opt = {.copy = true};
     in->path = file_real_path(path, err);
-    int rc = in->path ? peft_read(&in->adapter, path, &opt, err) : err ? err->code : ERR_FAIL;
+    int rc = in->path ? adapter_file_read(&in->adapter, path, &opt, err)
+             : err    ? err->code
+                      : ERR_FAIL;
     return rc ? rc : content_id_compute(in->adapter, 0, err);
 }
 

@@ -6,7 +6,7 @@
 #include "libcore/base/sys.h"
 #include "libcore/format/checkpoint.h"
 #include "libcore/format/hub.h"
-#include "libcore/format/peft.h"
+#include "libcore/format/adapter_file.h"
 
 int64_t cmd_lock_timeout_s = 30;
 
@@ -43,7 +43,7 @@ static bool is_explicit_path(const char *ref)
 static int use_path(struct model_ref *out, const char *path, unsigned kinds, struct err *err)
 {
     bool base = (kinds & STORE_BASE) && checkpoint_looks_like(path);
-    bool adapter = (kinds & STORE_ADAPTER) && peft_looks_like(path);
+    bool adapter = (kinds & STORE_ADAPTER) && adapter_file_looks_like(path);
     if (!base && !adapter)
         return err_set(err, ERR_NOT_FOUND, "%s: %s", path,
                        !file_exists(path)       ? "no such file or folder"

@@ -8,7 +8,7 @@
 #include "libcore/base/strbuf.h"
 #include "libcore/base/sys.h"
 #include "libcore/format/checkpoint.h"
-#include "libcore/format/peft.h"
+#include "libcore/format/adapter_file.h"
 #include "store/import_impl.h"
 
 void import_result_release(struct import_result *r)
@@ -46,7 +46,7 @@ enum import_kind import_classify(const char *path)
     if (!file_is_folder(path)) {
         if (is_pack_name(path))
             return IMPORT_PACK;
-        return peft_looks_like(path) ? IMPORT_ADAPTER : IMPORT_NOTHING;
+        return adapter_file_looks_like(path) ? IMPORT_ADAPTER : IMPORT_NOTHING;
     }
     if (has_file(path, "oci-layout"))
         return IMPORT_PACK;
@@ -56,14 +56,14 @@ enum import_kind import_classify(const char *path)
         return IMPORT_ADAPTER;
     if (checkpoint_looks_like(path))
         return IMPORT_BASE;
-    return peft_looks_like(path) ? IMPORT_ADAPTER : IMPORT_FOLDERS;
+    return adapter_file_looks_like(path) ? IMPORT_ADAPTER : IMPORT_FOLDERS;
 }
 
 static uint64_t bytes_of_adapter(const char *path)
 {
     struct peft_files files;
     uint64_t total = 0, size;
-    if (peft_files_list(&files, path, NULL) != 0)
+    if (adapter_files_list(&files, path, NULL) != 0)
         return 0;
     for (size_t i = 0; i < files.n; i++)
         total += file_size(files.items[i].path, &size, NULL) == 0 ? size : 0;

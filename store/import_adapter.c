@@ -4,7 +4,7 @@
 #include "libcore/adapter/content_id.h"
 #include "libcore/base/file.h"
 #include "libcore/base/sys.h"
-#include "libcore/format/peft.h"
+#include "libcore/format/adapter_file.h"
 #include "store/import_impl.h"
 #include "store/object.h"
 
@@ -103,7 +103,12 @@ static int read_adapter(struct job *j, const char *path, bool skip_values, struc
     struct peft_options opt = {.ignore_fields = j->opt->ignore_fields,
                                .n_ignore_fields = j->opt->n_ignore_fields,
                                .skip_values = skip_values};
-    return peft_read(a, path, &opt, err);
+    const struct base_model *base = base_of(j);
+    if (base) {
+        opt.n_heads = base->config.n_heads;
+        opt.n_kv_heads = base->config.n_kv_heads;
+    }
+    return adapter_file_read(a, path, &opt, err);
 }
 
 static int set_name(struct job *j, const struct adapter *a, struct err *err)
@@ -205,6 +210,12 @@ static int make_manifest(struct job *j, const struct adapter *a, json_t **out, s
                                      .ignored = ignored,
                                      .warnings = j->out->warnings};
     int rc = manifest_of_adapter(out, a, &origin, err);
+    // What its files alone do not say and reading them again needs.
+    if (!rc && strcmp(a->format, "gguf") == 0 && base_of(j) &&
+        json_object_set_new(*out, "base_heads",
+                            json_pack("[i, i]", (int)base_of(j)->config.n_heads,
+                                      (int)base_of(j)->config.n_kv_heads)) != 0)
+        rc = err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
     sys_free(source);
     json_decref(ignored);
     return rc;
@@ -300,7 +311,7 @@ int import_adapter(struct store *s, const char *path, const struct import_option
     struct peft_files files = {0};
     out->kind = STORE_ADAPTER;
     out->warnings = json_array();
-    int rc = out->warnings ? peft_files_list(&files, path, err)
+    int rc = out->warnings ? adapter_files_list(&files, path, err)
                            : err_set(err, ERR_NO_MEMORY, "%s: no memory", path);
     if (!rc) {
         j.folder = file_dir_name(files.items[0].path);

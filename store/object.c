@@ -5,7 +5,7 @@
 #include "libcore/adapter/content_id.h"
 #include "libcore/base/file.h"
 #include "libcore/base/sys.h"
-#include "libcore/format/peft.h"
+#include "libcore/format/adapter_file.h"
 #include "store/blob.h"
 #include "store/cache.h"
 
@@ -146,7 +146,10 @@ static int read_and_check(const char *folder, const json_t *manifest, unsigned n
         if (opt.n_ignore_fields < MAX_IGNORED && json_is_string(field))
             ignored[opt.n_ignore_fields++] = json_string_value(field);
     }
-    int rc = peft_read(out, folder, &opt, err);
+    const json_t *heads = json_object_get(manifest, "base_heads");
+    opt.n_heads = (uint32_t)json_integer_value(json_array_get(heads, 0));
+    opt.n_kv_heads = (uint32_t)json_integer_value(json_array_get(heads, 1));
+    int rc = adapter_file_read(out, folder, &opt, err);
     if (!rc)
         rc = content_id_compute(*out, n_threads, err);
     if (!rc && strcmp((*out)->content_id, id_of(manifest)) != 0)

@@ -4,7 +4,7 @@
 #include "libcore/adapter/content_id.h"
 #include "libcore/base/sys.h"
 #include "libcore/base/thread.h"
-#include "libcore/format/peft.h"
+#include "libcore/format/adapter_file.h"
 #include "store/cache.h"
 #include "store/object.h"
 
@@ -51,7 +51,7 @@ static char *find_path(struct store_source *s, const char *id, int *rc)
 static int get_outside(const char *path, const char *id, struct adapter **out, struct err *err)
 {
     const struct peft_options opt = {.copy = true}; // the file is the user's, who may overwrite it
-    int rc = peft_read(out, path, &opt, err);
+    int rc = adapter_file_read(out, path, &opt, err);
     if (!rc)
         rc = content_id_compute(*out, n_hash_threads(), err);
     if (!rc && strcmp((*out)->content_id, id) != 0)
@@ -189,7 +189,7 @@ int store_source_add_path(struct adapter_source *source, const char *path,
 {
     struct adapter *a;
     const struct peft_options opt = {.copy = true};
-    int rc = peft_read(&a, path, &opt, err);
+    int rc = adapter_file_read(&a, path, &opt, err);
     if (rc)
         return rc;
     rc = content_id_compute(a, n_hash_threads(), err);

@@ -6,6 +6,7 @@
 #include "libcore/base/file.h"
 #include "libcore/base/sys.h"
 #include "libcore/format/peft_impl.h"
+#include "libcore/format/pickle_tensors.h"
 
 /* An adapter's header is small; 300,000 tensors would fit into this. */
 enum { MAX_HEADER_BYTES = 32 << 20 };
@@ -29,6 +30,20 @@ static void free_backing(void *p)
     sys_free(backing);
 }
 
+static int open_copy(struct backing *backing, const char *path, struct err *err)
+{
+    size_t n;
+    int rc = file_read(path, PTRDIFF_MAX, &backing->copy, &n, err);
+    if (!rc && pickle_tensors_name(path)) {
+        char *pickle = backing->copy;
+        rc = pickle_tensors_read(&backing->copy, &n, pickle, n, path, err);
+        sys_free(pickle);
+    }
+    return rc ? rc
+              : safetensors_open_memory(&backing->file, backing->copy, n, path, MAX_HEADER_BYTES,
+                                        err);
+}
+
 static int open_weights(struct adapter *a, const char *path, bool copy, struct err *err)
 {
     struct backing *backing = sys_calloc(1, sizeof *backing);
@@ -36,13 +51,9 @@ static int open_weights(struct adapter *a, const char *path, bool copy, struct e
         return no_memory(path, err);
     a->backing = backing;
     a->backing_free = free_backing;
-    if (!copy)
-        return safetensors_open(&backing->file, path, MAX_HEADER_BYTES, err);
-    size_t n;
-    int rc = file_read(path, PTRDIFF_MAX, &backing->copy, &n, err);
-    return rc ? rc
-              : safetensors_open_memory(&backing->file, backing->copy, n, path, MAX_HEADER_BYTES,
-                                        err);
+    if (copy || pickle_tensors_name(path))
+        return open_copy(backing, path, err);
+    return safetensors_open(&backing->file, path, MAX_HEADER_BYTES, err);
 }
 
 static int check_value(struct peft_reader *r, const struct peft_entry *e)
@@ -171,6 +182,54 @@ static int read_place(struct adapter *a, const struct peft_place *place, const c
     if (!rc)
         adapter_finish(a);
     return rc;
+}
+
+static int read_image(struct adapter *a, const char *path, const struct peft_image *image,
+                      const struct peft_options *opt, struct err *err)
+{
+    struct err own;
+    err = err ? err : &own;
+    a->config = image->config;
+    struct backing *backing = sys_calloc(1, sizeof *backing);
+    if (!backing) {
+        sys_free(image->bytes);
+        return no_memory(path, err);
+    }
+    a->backing = backing;
+    a->backing_free = free_backing;
+    backing->copy = image->bytes;
+    int rc = set_names(a, path, err);
+    a->format = image->format;
+    if (!rc)
+        rc = safetensors_open_memory(&backing->file, image->bytes, image->n, image->weights,
+                                     MAX_HEADER_BYTES, err);
+    if (!rc && json_array_extend(a->warnings, (json_t *)image->warnings) != 0)
+        rc = no_memory(path, err);
+    if (!rc)
+        rc = read_modules(a, backing->file, image->weights, opt, err);
+    if (!rc)
+        adapter_finish(a);
+    return rc;
+}
+
+int peft_read_image(struct adapter **out, const char *path, const struct peft_image *image,
+                    const struct peft_options *opt, struct err *err)
+{
+    struct adapter *a = NULL;
+    *out = NULL;
+    int rc = adapter_open(&a, err);
+    if (rc) {
+        json_decref(image->config);
+        sys_free(image->bytes);
+        return rc;
+    }
+    rc = read_image(a, path, image, opt, err);
+    if (rc) {
+        adapter_free(a);
+        return rc;
+    }
+    *out = a;
+    return 0;
 }
 
 int peft_read(struct adapter **out, const char *path, const struct peft_options *opt,

@@ -1,7 +1,8 @@
 /*
  * peft: adapters as Hugging Face PEFT saves them, into the canonical form and back.
  *
- * peft_read() takes a folder (adapter_config.json + adapter_model.safetensors), a .safetensors file
+ * peft_read() takes a folder (adapter_config.json + adapter_model.safetensors, or a legacy
+ * adapter_model.bin, whose pickle is never executed: pickle_tensors.h), a .safetensors or .bin file
  * with adapter_config.json beside it, or a folder that holds exactly one such folder (PEFT puts
  * adapters not named "default" into sub-folders). Every field of the configuration is known
  * (numeric or inert), empty, or refused by its name; every tensor of the file gets its meaning or
@@ -27,6 +28,9 @@ struct peft_options {
     /* Read the weights instead of mapping them: for files that somebody may overwrite in place, as
      * a trainer does, which would end a process that has them mapped (SIGBUS). */
     bool copy;
+    /* Of the base, where it is known: GGUF files of llama have q's and k's rows in an order that
+     * only these undo. 0: not known, such files are refused. */
+    uint32_t n_heads, n_kv_heads;
 };
 
 /*

@@ -103,29 +103,16 @@ static int find_in_subfolder(char **out, const char *folder, struct err *err)
 
 /* ---- places ---- */
 
-static int pickle_refused(const char *path, struct err *err)
-{
-    return err_set(err, ERR_CORRUPT,
-                   "%s: pickle, which runs code when read; convert it: load it in PEFT and "
-                   "save_pretrained(…, safe_serialization=True)",
-                   path);
-}
-
+/* safetensors before pickle, as PEFT itself prefers it. */
 static int find_weights(struct peft_place *out, struct err *err)
 {
-    int there = has(out->folder, WEIGHTS);
-    out->weights = file_join(out->folder, WEIGHTS);
-    if (there < 0 || !out->weights)
+    int there = has(out->folder, WEIGHTS), pickle = has(out->folder, PICKLE);
+    if (there < 0 || pickle < 0)
         return no_memory(out->folder, err);
-    if (there)
-        return 0;
-    char *pickle = file_join(out->folder, PICKLE);
-    if (!pickle)
+    out->weights = file_join(out->folder, there || !pickle ? WEIGHTS : PICKLE);
+    if (!out->weights)
         return no_memory(out->folder, err);
-    int rc = file_exists(pickle) ? pickle_refused(pickle, err)
-                                 : err_set(err, ERR_NOT_FOUND, "%s: not there", out->weights);
-    sys_free(pickle);
-    return rc;
+    return there || pickle ? 0 : err_set(err, ERR_NOT_FOUND, "%s: not there", out->weights);
 }
 
 static int find_in_folder(struct peft_place *out, const char *path, struct err *err)
@@ -145,8 +132,6 @@ static int find_in_folder(struct peft_place *out, const char *path, struct err *
 
 static int find_beside(struct peft_place *out, const char *path, struct err *err)
 {
-    if (ends_with(path, ".bin") || ends_with(path, ".pt") || ends_with(path, ".pth"))
-        return pickle_refused(path, err);
     out->folder = file_dir_name(path);
     out->config = out->folder ? file_join(out->folder, CONFIG) : NULL;
     out->weights = sys_strdup(path);
@@ -274,8 +259,11 @@ char *peft_name_of_path(const char *path)
     char *hub = hub_name_of_path(path);
     if (!hub)
         hub = hub_name_of_path(plain);
-    if (ends_with(plain, ".safetensors"))
-        plain[strlen(plain) - strlen(".safetensors")] = '\0';
+    static const char *const endings[] = {".safetensors", ".gguf", ".bin", ".pt", ".pth"};
+    for (size_t i = 0; i < sizeof endings / sizeof *endings && !file_is_folder(plain); i++) {
+        if (ends_with(plain, endings[i]))
+            plain[strlen(plain) - strlen(endings[i])] = '\0';
+    }
     name = hub ? sys_strdup(file_base_name(hub)) : speaking_component(plain);
     sys_free(hub);
     sys_free(plain);
@@ -286,7 +274,7 @@ char *peft_name_of_path(const char *path)
 
 /* ---- the list of files ---- */
 
-static bool companion_role(const char *name, enum peft_file_role *role)
+bool peft_companion_role(const char *name, enum peft_file_role *role)
 {
     static const struct {
         const char *pattern;
@@ -342,7 +330,7 @@ int peft_files_list(struct peft_files *out, const char *path, struct err *err)
         rc = add_file(out, place.folder, file_base_name(place.weights), PEFT_FILE_WEIGHTS, err);
     for (size_t i = 0; !rc && i < n; i++) {
         enum peft_file_role role;
-        if (companion_role(names[i], &role))
+        if (peft_companion_role(names[i], &role))
             rc = add_file(out, place.folder, names[i], role, err);
     }
     file_free_names(names, n);

@@ -19,6 +19,21 @@ struct peft_place {
 };
 int peft_place_find(struct peft_place *out, const char *path, struct err *err);
 void peft_place_release(struct peft_place *p);
+/* Whether a file of that name travels with an adapter besides its weights, and as what. */
+bool peft_companion_role(const char *name, enum peft_file_role *role);
+
+/* ---- peft.c ---- */
+/* A file of another format, as a PEFT file would have said it. */
+struct peft_image {
+    const char *weights; // path of the file it came from, for errors
+    const char *format;  // adapter.format
+    json_t *config;      // given away, also on failure
+    char *bytes;         // a safetensors file from sys_malloc; given away likewise
+    size_t n;
+    const json_t *warnings; // array, copied
+};
+int peft_read_image(struct adapter **out, const char *path, const struct peft_image *image,
+                    const struct peft_options *opt, struct err *err);
 
 /* ---- peft_config.c ---- */
 struct peft_config {
