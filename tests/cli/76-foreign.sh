@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# kohya, diffusers, MLX, GGUF and .bin: imported, kept byte for byte, and used like any other adapter.
+. tests/lib/tap.sh
+G=$ROOT/tests/golden/foreign
+
+ok "the base" lora import "$TINYTALK/base" --name tinytalk
+ok "the PEFT form" lora import "$G/plain/peft" --name plain-peft --json
+ID=$(json "$OUT" .adapters[0].id)
+
+for form in kohya.safetensors diffusers.safetensors mlx bin bin-old bin-views llama.gguf; do
+    export LORA_STORE=$TMP/store-$form
+    lora import "$TINYTALK/base" --name tinytalk >/dev/null
+    ok "import $form" lora import "$G/plain/$form" --base tinytalk --name it --json
+    is "$(json "$OUT" .adapters[0].id)" "$ID" "…it has the content id of the PEFT form"
+    ok "…it is read from the store" lora inspect it --deep --json
+    is "$(json "$OUT" .modules[0].scale)" 2.0 "…with its scale"
+    is "$(json "$OUT" .capability.serve.ok)" true "…and may be served"
+    file=$(ls -d "$G/plain/$form")
+    [ -d "$file" ] && file=$(ls "$file"/*.bin "$file"/*.safetensors 2>/dev/null)
+    sum=$(sha256sum "$file" | cut -d' ' -f1)
+    ok "…its file is in the store byte for byte" cmp "$file" "$LORA_STORE/blobs/sha256/${sum:0:2}/$sum"
+    ok "…fsck finds nothing" lora fsck
+    ok "…it merges into the base" lora merge it --base tinytalk --output "$TMP/merged-$form"
+    rm -rf "$LORA_STORE"
+done
+for form in diffusers.safetensors mlx bin llama.gguf; do
+    ok "the merge of $form is that of kohya" cmp "$TMP/merged-$form/model.safetensors" "$TMP/merged-kohya.safetensors/model.safetensors"
+done
+not_ok "…and not the base" cmp "$TMP/merged-mlx/model.safetensors" "$TINYTALK/base/model.safetensors"
+
+export LORA_STORE=$TMP/store
+ok "the same content in another form" lora import "$G/plain/mlx" --name as-mlx
+exits 4 "GGUF of llama without its base" lora import "$G/plain/llama.gguf"
+like "$ERR" '--base REF' "…says what it needs"
+exits 4 "a part of an image model" lora import "$G/refuse/unet.safetensors"
+like "$ERR" 'no module of a causal language model' "…by name"
+
+rm -f /tmp/lora-hostile-was-here
+for name in system-0 system-2 system-4 eval exec-bare popen nested-loads bad-crc truncated expanded; do
+    exits 5 "hostile: $name" lora import "$G/hostile/$name.bin" --name bad
+done
+like "$(lora import "$G/hostile/system-2.bin" 2>&1)" 'posix\.system' "…the name it would have called is said"
+not_ok "…and nothing was run" test -e /tmp/lora-hostile-was-here
+done_testing
