@@ -203,7 +203,8 @@ static int make_tuple(struct pickle_machine *m, size_t first, size_t below)
     tuple->items = arena_array(m->arena, tuple->n + 1, sizeof *tuple->items);
     if (!tuple->items)
         return pickle_no_memory(m);
-    memcpy(tuple->items, m->stack + first, tuple->n * sizeof *tuple->items);
+    if (tuple->n)
+        memcpy(tuple->items, m->stack + first, tuple->n * sizeof *tuple->items);
     m->n_stack = below;
     return push(m, tuple);
 }
