@@ -31,7 +31,8 @@ static struct {
     bool mem_fraction_given;
     const char *max_step_adapters, *max_host_adapters;
     int64_t tensor_parallel, pipeline_parallel, data_parallel;
-    const char *quantization, *kv_cache_dtype, *premerge, *tls_cert, *tls_key, *tokenizer;
+    const char *quantization, *kv_cache_dtype, *premerge, *tls_cert, *tls_key, *tokenizer,
+        *revision, *generation_config;
     bool given_loras_per_batch, given_chunked;
     int64_t chunked_prefill;
     bool prefix_caching, prefix_caching_given, disable_radix_cache, enable_lora;
@@ -44,6 +45,7 @@ static struct {
           .max_step_adapters = "auto",
           .max_host_adapters = "auto",
           .kv_cache_dtype = "auto",
+          .generation_config = "auto",
           .prefix_caching = true};
 
 #define OPT (&serve_options)
@@ -55,14 +57,18 @@ static struct {
     "lora-strict-loading,skip-server-warmup,enable-mixed-chunk,disable-overlap-schedule,"          \
     "record-nolora-graph,specialize-active-lora,disable-uvicorn-access-log,"                       \
     "enable-request-id-headers,enable-cache-report,disable-frontend-multiprocessing,"              \
-    "enable-log-requests,enable-tokenizer-info-endpoint"
+    "enable-log-requests,enable-tokenizer-info-endpoint,enable-auto-tool-choice,"                  \
+    "disable-custom-all-reduce,enable-torch-compile,async-scheduling,disable-fastapi-docs,"        \
+    "enable-p2p-check,enable-mixed-moe-lora-format,enable-server-load-tracking"
 #define INERT_VALUES                                                                               \
     "block-size,page-size,swap-space,lora-backend,max-lora-chunk-size,attention-backend,"          \
     "sampling-backend,schedule-policy,stream-interval,watchdog-timeout,max-prefill-tokens,"        \
-    "lora-drain-wait-threshold,lora-target-modules,generation-config,uvicorn-log-level,"           \
+    "lora-drain-wait-threshold,lora-target-modules,uvicorn-log-level,"                             \
     "chat-template-content-format,download-dir,disable-log,cuda-graph-max-bs,max-logprobs,"        \
-    "tokenizer-mode,guided-decoding-backend,scheduling-policy,log-level-http,revision,"            \
-    "schedule-conservativeness,grammar-backend,max-seq-len-to-capture,decode-log-interval"
+    "tokenizer-mode,guided-decoding-backend,scheduling-policy,log-level-http,"                     \
+    "schedule-conservativeness,grammar-backend,max-seq-len-to-capture,decode-log-interval,"        \
+    "tool-call-parser,reasoning-parser,cuda-graph-bs,response-role,num-scheduler-steps,"           \
+    "max-parallel-loading-workers,distributed-executor-backend,root-path"
 
 const struct option serve_option_table[] = {
     {.type = OPTION_HEADING, .help = "Model"},
@@ -329,6 +335,13 @@ const struct option serve_option_table[] = {
      .given = &peer.mem_fraction_given,
      .help = "",
      .hidden = true},
+    {.long_name = "num-gpu-blocks-override",
+     .type = OPTION_INT,
+     .value = &serve_options.base.max_kv_pages,
+     .min = 1,
+     .max = INT32_MAX,
+     .help = "",
+     .hidden = true},
     {.long_name = "enable-lora",
      .type = OPTION_FLAG,
      .value = &peer.enable_lora,
@@ -377,6 +390,17 @@ const struct option serve_option_table[] = {
      .type = OPTION_STRING,
      .value = &peer.tokenizer,
      .aliases = "tokenizer-path",
+     .help = "",
+     .hidden = true},
+    {.long_name = "revision",
+     .type = OPTION_STRING,
+     .value = &peer.revision,
+     .help = "",
+     .hidden = true},
+    {.long_name = "generation-config",
+     .type = OPTION_STRING,
+     .value = &peer.generation_config,
+     .choices = "auto,vllm",
      .help = "",
      .hidden = true},
     {.long_name = "premerge",
@@ -460,6 +484,10 @@ static int refuse_what_is_not_here(struct err *err)
     if (peer.tokenizer)
         return err_set(err, ERR_REFUSED, "--tokenizer %s: the tokenizer is the model's own",
                        peer.tokenizer);
+    if (peer.revision)
+        return err_set(err, ERR_REFUSED,
+                       "--revision %s: it belongs to the model's name, as org/name@%s",
+                       peer.revision, peer.revision);
     if (strcmp(OPT->base.lora_dtype, "auto") != 0)
         return err_set(err, ERR_REFUSED, "--lora-dtype %s: adapters keep the file's type (auto)",
                        OPT->base.lora_dtype);
@@ -488,6 +516,12 @@ static void translate(void)
         m->no_prefix_cache = true;
         log_info("options", "prefix caching is off (--no-prefix-cache)");
     }
+    m->no_sampling_defaults = strcmp(peer.generation_config, "vllm") == 0;
+    if (m->max_kv_pages > 0)
+        log_info("options",
+                 "--num-gpu-blocks-override %lld is taken as so many KV pages (see "
+                 "--max-total-tokens)",
+                 (long long)m->max_kv_pages);
     if (peer.inert_given)
         log_info("options", "flags of other servers that change nothing here were accepted");
 }

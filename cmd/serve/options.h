@@ -24,8 +24,10 @@ struct model_options {
     uint64_t adapter_bytes, host_cache_bytes; // 0: by the plan
     int64_t max_step_tokens, max_running, max_step_adapters, max_host_adapters, max_queued;
     int64_t max_kv_tokens; // 0: what fits
+    int64_t max_kv_pages;  // vLLM's way of saying it; 0: not said
     const char *eviction;
     bool no_prefix_cache;
+    bool no_sampling_defaults; // generation_config.json gives end ids alone
     const char *trace;
     const char *chat_template; // a file instead of the model's own
 };

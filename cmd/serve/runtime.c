@@ -89,6 +89,10 @@ static int read_base(struct runtime *rt, struct err *err)
     if (rc != 0 || !rt->base.folder)
         return rc;
     rc = generation_config_read(&rt->generation, rt->base.folder, err);
+    struct generation_config *g = &rt->generation;
+    if (o->no_sampling_defaults)
+        g->has_temperature = g->has_top_p = g->has_top_k = g->has_min_p =
+            g->has_repetition_penalty = false;
     if (rc == 0)
         rc = text_kit_open(&rt->kit, rt->base.folder, rt->cache_folder, o->skip_tokenizer,
                            o->chat_template, err);
@@ -172,6 +176,8 @@ int runtime_start(struct runtime *rt, void (*on_step)(void *user), void *user, s
     if (o->max_kv_tokens)
         kv_pages =
             ((uint64_t)o->max_kv_tokens + rt->limits.page_tokens - 1) / rt->limits.page_tokens;
+    if (o->max_kv_pages && (kv_pages == 0 || (uint64_t)o->max_kv_pages < kv_pages))
+        kv_pages = (uint64_t)o->max_kv_pages;
     const struct engine_options opt = {
         .be = rt->be,
         .model = rt->model,

@@ -13,6 +13,7 @@ exits 4 "--tensor-parallel-size 2" lora serve "$BASE" --tensor-parallel-size 2
 like "$ERR" "not built yet" "is refused with the reason"
 exits 4 "--premerge" lora serve "$BASE" --premerge upper; like "$ERR" "premerge" "is refused by name"
 exits 4 "--tls-cert" lora serve "$BASE" --tls-cert x; like "$ERR" "TLS" "is refused by name"
+exits 4 "--revision" lora serve "$BASE" --revision main; like "$ERR" "org/name@main" "says where it belongs"
 exits 4 "--quantization" lora serve "$BASE" --quantization awq
 exits 4 "--dtype that is not the checkpoint's" lora serve "$BASE" --dtype float16 --port 0
 exits 2 "a context longer than the model's" lora serve "$BASE" --context-length 100000 --port 0
@@ -38,8 +39,9 @@ ok "the memory is given" test "$(json "$OUT" .memory.weights_bytes)" -gt 1000000
 serve_start "$BASE" --served-model-name tinytalk --enable-lora --lora-modules "{\"name\":\"upper\",\"path\":\"$A/upper-lora\",\"base_model_name\":\"tinytalk\"}" \
     --max-loras 4 --max-cpu-loras 32 --max-model-len 256 --gpu-memory-utilization 0.5 --disable-log-requests --enable-prefix-caching \
     --mem-fraction-static 0.5 --chunked-prefill-size -1 --tp 1 --max-running-requests 8 --api-key user --admin-api-key root \
-    --max-body-bytes 4096 --request-timeout 60 || { done_testing; exit; }
+    --max-body-bytes 4096 --request-timeout 60 --num-gpu-blocks-override 99 --enable-auto-tool-choice --tool-call-parser hermes || { done_testing; exit; }
 like "$(cat "$SERVER_LOG")" "mem-fraction-static is taken as" "a flag of another meaning is logged in a line"
+like "$(http_load metric --port "$PORT" vllm:kv_cache_usage_perc; curl -s "$URL/metrics")" 'num_gpu_blocks="99"' "--num-gpu-blocks-override is so many pages"
 
 # ---- it listens there already
 exits 1 "a port in use" lora serve "$BASE" --port "$PORT"
