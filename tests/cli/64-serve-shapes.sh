@@ -28,6 +28,18 @@ serve_start --load-format dummy --config-json "$TINYTALK/base/config.json" --see
 http POST /generate '{"input_ids":[1,2,3],"sampling_params":{"temperature":0,"max_new_tokens":4,"ignore_eos":true}}'
 is "$(json "$OUT" .output_ids)" "$first" "the same seed makes the same weights"
 serve_stop
+# generation_config.json: a list of end ids (one of them " sheet"), and default sampling (top_k 1 is greedy).
+mkdir "$TMP/defaults"
+cp "$TINYTALK"/base/* "$TMP/defaults"; chmod u+w "$TMP/defaults"/*
+echo '{"eos_token_id":[2,1369],"temperature":1.5,"top_k":1}' >"$TMP/defaults/generation_config.json"
+CHAT='{"messages":[{"role":"user","content":"hot sheet gush"}]}'
+serve_start "$TMP/defaults" || { done_testing; exit; }
+http POST /v1/chat/completions "$CHAT"
+is "$(json "$OUT" '.choices[0].message.content') $(json "$OUT" '.choices[0].stop_reason')" "hot null" "end ids and default sampling of generation_config.json"
+http POST /v1/chat/completions "${CHAT%\}},\"ignore_eos\":true,\"max_tokens\":3}"
+is "$(json "$OUT" '.choices[0].message.content')" "hot sheet" "ignore_eos passes over them"
+serve_stop
+
 # While weights are loaded the port answers already: 503, so that a probe waits and a router looks elsewhere.
 sed 's/"hidden_size": 256/"hidden_size": 1024/; s/"intermediate_size": 704/"intermediate_size": 4096/; s/"vocab_size": 2048/"vocab_size": 32000/; s/"head_dim": 32/"head_dim": 128/' \
     "$TINYTALK/base/config.json" >"$TMP/larger.json"
