@@ -1,11 +1,11 @@
 /*
  * lora run: one answer without a server, streamed; or, with --input-ids, logits and ids for checks.
  */
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "cmd/cmd.h"
+#include "cmd/run_answer.h"
 #include "cmd/run_logits.h"
 #include "cmd/run_prompt.h"
 #include "cmd/serve/names.h"
@@ -291,40 +291,6 @@ static int collect_stop_ids(struct job *j, struct err *err)
 
 // ---- answers ------------------------------------------------------------------------------------
 
-/* One prompt's answer; filled on the engine's thread, read by the main thread. */
-struct answer {
-    struct inbox *inbox;
-    int32_t *ids; // room for max_new_tokens
-    size_t n, cap;
-    bool finished;
-    enum engine_finish finish;
-    uint32_t n_cached;
-    struct err error;
-};
-
-struct inbox {
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-};
-
-static void on_event(void *user, const struct engine_event *ev)
-{
-    struct answer *a = user;
-    pthread_mutex_lock(&a->inbox->mutex);
-    if (ev->type == ENGINE_EVENT_TOKEN && a->n < a->cap)
-        a->ids[a->n++] = ev->token;
-    if (ev->type == ENGINE_EVENT_FINISHED) {
-        a->finished = true;
-        a->finish = ev->finish;
-        a->n_cached = ev->n_cached;
-        if (ev->finish == ENGINE_FINISH_ERROR)
-            err_set(&a->error, ev->error ? ev->error->code : ERR_INTERNAL, "%s",
-                    ev->error ? ev->error->msg : "the engine failed");
-    }
-    pthread_cond_signal(&a->inbox->changed);
-    pthread_mutex_unlock(&a->inbox->mutex);
-}
-
 /* A flag, else the model's own default, else greedy. */
 static struct sample_params sampling(const struct runtime *rt)
 {
@@ -348,7 +314,7 @@ static struct sample_params sampling(const struct runtime *rt)
     return s;
 }
 
-static int submit(struct job *j, struct answer *a, const struct run_prompt *p, uint64_t *id,
+static int submit(struct job *j, struct run_answer *a, const struct run_prompt *p, uint64_t *id,
                   struct err *err)
 {
     struct engine_adapter_use uses[LIMIT_ADAPTERS_PER_REQUEST];
@@ -373,7 +339,7 @@ static int submit(struct job *j, struct answer *a, const struct run_prompt *p, u
                                            .stop_ids = j->stop_ids,
                                            .n_stop_ids = j->n_stop_ids,
                                            .sampling = sampling(j->rt),
-                                           .on_event = on_event,
+                                           .on_event = run_answer_on_event,
                                            .user = a};
     return engine_submit(j->rt->engine, &request, id, err);
 }
@@ -401,19 +367,14 @@ static size_t longest_stop(void)
 }
 
 /* Waits for tokens, writes their text as it comes (not with --json); *text gets all of it. */
-static int follow(struct job *j, struct answer *a, uint64_t id, struct strbuf *text,
+static int follow(struct job *j, struct run_answer *a, uint64_t id, struct strbuf *text,
                   struct err *err)
 {
     struct token_stream *stream = NULL;
     int rc = token_stream_open(&stream, kit_of(j)->tokenizer, TOKENIZER_SKIP_SPECIAL, err);
     size_t fed = 0, shown = 0, hold = longest_stop();
     for (bool over = false; rc == 0 && !over;) {
-        pthread_mutex_lock(&a->inbox->mutex);
-        while (fed == a->n && !a->finished)
-            pthread_cond_wait(&a->inbox->changed, &a->inbox->mutex);
-        size_t n = a->n;
-        over = a->finished;
-        pthread_mutex_unlock(&a->inbox->mutex);
+        size_t n = run_answer_wait_more(a, fed, &over);
         for (; rc == 0 && fed < n; fed++)
             rc = token_stream_feed(stream, (uint32_t)a->ids[fed], text, err);
         if (rc == 0 && over)
@@ -437,32 +398,16 @@ static int follow(struct job *j, struct answer *a, uint64_t id, struct strbuf *t
     return rc;
 }
 
-static const char *reason_of(const struct answer *a, bool stopped)
+static const char *reason_of(const struct run_answer *a, bool stopped)
 {
     if (stopped || a->finish == ENGINE_FINISH_STOP || a->finish == ENGINE_FINISH_CANCELLED)
         return "stop";
     return "length";
 }
 
-static json_t *ids_json(const struct answer *a)
+static int answer_prompt(struct job *j, struct run_inbox *inbox, struct err *err)
 {
-    json_t *list = json_array();
-    for (size_t i = 0; i < a->n; i++)
-        json_array_append_new(list, json_integer(a->ids[i]));
-    return list;
-}
-
-static void wait_finished(struct answer *a)
-{
-    pthread_mutex_lock(&a->inbox->mutex);
-    while (!a->finished)
-        pthread_cond_wait(&a->inbox->changed, &a->inbox->mutex);
-    pthread_mutex_unlock(&a->inbox->mutex);
-}
-
-static int answer_prompt(struct job *j, struct inbox *inbox, struct err *err)
-{
-    struct answer a = {.inbox = inbox};
+    struct run_answer a = {.inbox = inbox};
     struct strbuf text;
     strbuf_init(&text);
     uint64_t id = 0;
@@ -471,14 +416,14 @@ static int answer_prompt(struct job *j, struct inbox *inbox, struct err *err)
         rc = follow(j, &a, id, &text, err);
         if (rc != 0)
             engine_cancel(j->rt->engine, id);
-        wait_finished(&a);
+        run_answer_wait(&a);
     }
     if (rc == 0 && a.finish == ENGINE_FINISH_ERROR)
         rc = err_set(err, a.error.code, "%s", a.error.msg);
     if (rc == 0 && j->ctx->json)
         cmd_print_json(json_pack(
             "{s:o, s:o, s:s, s:I, s:I}", "text", json_stringn(strbuf_text(&text), text.len), "ids",
-            ids_json(&a), "finish_reason", reason_of(&a, false), "prompt_tokens",
+            run_answer_ids(&a), "finish_reason", reason_of(&a, false), "prompt_tokens",
             (json_int_t)j->prompts[0].n, "completion_tokens", (json_int_t)a.n));
     else if (rc == 0)
         putchar('\n');
@@ -488,9 +433,9 @@ static int answer_prompt(struct job *j, struct inbox *inbox, struct err *err)
 }
 
 /* All prompts at once; ids alone. */
-static int answer_ids(struct job *j, struct inbox *inbox, struct err *err)
+static int answer_ids(struct job *j, struct run_inbox *inbox, struct err *err)
 {
-    struct answer *answers = sys_calloc(j->n_prompts, sizeof *answers);
+    struct run_answer *answers = sys_calloc(j->n_prompts, sizeof *answers);
     int rc = answers ? 0 : err_set(err, ERR_NO_MEMORY, "no memory for the answers");
     size_t n = 0;
     for (; rc == 0 && n < j->n_prompts; n++) {
@@ -502,10 +447,10 @@ static int answer_ids(struct job *j, struct inbox *inbox, struct err *err)
     }
     json_t *all = json_array();
     for (size_t i = 0; i < n; i++) {
-        wait_finished(&answers[i]);
+        run_answer_wait(&answers[i]);
         if (rc == 0 && answers[i].finish == ENGINE_FINISH_ERROR)
             rc = err_set(err, answers[i].error.code, "%s", answers[i].error.msg);
-        json_array_append_new(all, ids_json(&answers[i]));
+        json_array_append_new(all, run_answer_ids(&answers[i]));
     }
     if (rc == 0 && j->ctx->json) {
         cmd_print_json(json_pack("{s:O}", "ids", all));
@@ -538,7 +483,7 @@ static int write_logits(struct job *j, struct err *err)
 
 static int drive(struct job *j, struct err *err)
 {
-    struct inbox inbox;
+    struct run_inbox inbox;
     pthread_mutex_init(&inbox.mutex, NULL);
     pthread_cond_init(&inbox.changed, NULL);
     int rc = runtime_start(j->rt, NULL, NULL, err);
