@@ -184,7 +184,9 @@ static int check_input(const struct input *in, struct err *err)
     case IMPORT_BASE:
         return 0;
     case IMPORT_PACK:
-        return err_set(err, ERR_REFUSED, "%s: packs cannot be imported by this version", in->path);
+        return strcmp(in->path, "-") == 0 || file_exists(in->path)
+                   ? 0
+                   : err_set(err, ERR_NOT_FOUND, "%s: no such file", in->path);
     case IMPORT_FOLDERS:
         if (!recursive)
             cmd_hint("`lora import --recursive %s` looks below it", in->path);
@@ -205,16 +207,41 @@ static uint64_t total_bytes(const struct inputs *in)
 {
     uint64_t total = 0;
     for (size_t i = 0; i < in->n; i++) {
-        bool reads = in->items[i].kind == IMPORT_ADAPTER || copy || deep;
-        total += reads && !dry_run ? import_bytes(in->items[i].path, in->items[i].kind) : 0;
+        bool reads = in->items[i].kind != IMPORT_BASE || copy || deep;
+        bool pack = in->items[i].kind == IMPORT_PACK; // read as a whole by a dry run too
+        total +=
+            reads && (pack || !dry_run) ? import_bytes(in->items[i].path, in->items[i].kind) : 0;
     }
     return total;
 }
 
 // ---- one input ---------------------------------------------------------------------------------
 
-static int import_one(struct session *x, const struct input *in, struct import_result *r,
-                      struct err *err)
+static void take_row(void *arg, const char *where, const struct import_result *r)
+{
+    struct session *x = arg;
+    x->n_done++;
+    if (x->ctx->json)
+        note_json(x, where, r);
+    else
+        note_text(x, where, r);
+}
+
+static int import_packed(struct session *x, const struct input *in,
+                         const struct import_options *opt, struct err *err)
+{
+    json_t *notes, *note;
+    size_t i;
+    int rc = import_pack(x->s, in->path, opt, take_row, x, &notes, err);
+    json_array_foreach(notes, i, note)
+    {
+        fprintf(stderr, "warning: %s: %s\n", in->path, json_string_value(note));
+    }
+    json_decref(notes);
+    return rc;
+}
+
+static int import_one(struct session *x, const struct input *in, struct err *err)
 {
     struct import_options opt = {
         .name = name,
@@ -236,8 +263,16 @@ static int import_one(struct session *x, const struct input *in, struct import_r
     if (cmd_interrupted())
         return err_set(err, ERR_INTERRUPTED, "%s: interrupted", in->path);
     progress_label(x->progress, file_base_name(in->path));
-    return in->kind == IMPORT_BASE ? import_base(x->s, in->path, &opt, r, err)
-                                   : import_adapter(x->s, in->path, &opt, r, err);
+    if (in->kind == IMPORT_PACK)
+        return import_packed(x, in, &opt, err);
+    struct import_result r;
+    rc = in->kind == IMPORT_BASE ? import_base(x->s, in->path, &opt, &r, err)
+                                 : import_adapter(x->s, in->path, &opt, &r, err);
+    if (rc)
+        return rc;
+    take_row(x, in->path, &r);
+    import_result_release(&r);
+    return 0;
 }
 
 static void hint_for(int code, const char *msg)
@@ -255,18 +290,10 @@ static void hint_for(int code, const char *msg)
  * interruption, ends it all. */
 static int take_input(struct session *x, const struct input *in, bool alone, struct err *err)
 {
-    struct import_result r;
     struct err own = {0};
-    int rc = import_one(x, in, &r, &own);
-    if (!rc) {
-        x->n_done++;
-        if (x->ctx->json)
-            note_json(x, in->path, &r);
-        else
-            note_text(x, in->path, &r);
-        import_result_release(&r);
+    int rc = import_one(x, in, &own);
+    if (!rc)
         return 0;
-    }
     hint_for(rc, own.msg);
     if (alone || rc == ERR_INTERRUPTED || rc == ERR_LOCKED || rc == ERR_NO_STORE)
         return err_set(err, rc, "%s", own.msg);
@@ -389,13 +416,20 @@ const struct command command_import = {
     .summary = "add adapters or base models to the store",
     .description =
         "PATH is a PEFT folder, a .safetensors file with its adapter_config.json beside it, the\n"
-        "folder of a base checkpoint, or with --recursive a folder of such folders. Symbolic "
-        "links\n"
-        "are followed. What cannot be computed exactly is refused by name. A base is referred to\n"
-        "where it lies unless --copy is given. The same content twice is no error.",
+        "folder of a base checkpoint, a pack (.tar, .tar.zst, .tar.gz, .zip, the folder or tar of "
+        "an\n"
+        "OCI layout; - for a tar on standard input), or with --recursive a folder of such "
+        "folders.\n"
+        "Symbolic links are followed. What cannot be computed exactly is refused by name. A base "
+        "is\n"
+        "referred to where it lies unless --copy is given. The same content twice is no error.\n"
+        "A pack is read and checked as a whole before any of it is kept: links, devices, names "
+        "that\n"
+        "lead outside, duplicates, bombs and wrong digests are refused by the entry's name.",
     .examples = "lora import ./my-adapter\n"
                 "lora import ~/models/Llama-3.1-8B --name llama\n"
-                "lora import --recursive ./adapters --base llama",
+                "lora import --recursive ./adapters --base llama\n"
+                "lora import team.tar.zst",
     .main_five = true,
     .min_args = 1,
     .max_args = SIZE_MAX,

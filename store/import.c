@@ -9,28 +9,13 @@
 #include "libcore/base/sys.h"
 #include "libcore/format/checkpoint.h"
 #include "libcore/format/adapter_file.h"
+#include "store/archive.h"
 #include "store/import_impl.h"
 
 void import_result_release(struct import_result *r)
 {
     json_decref(r->warnings);
     r->warnings = NULL;
-}
-
-static bool ends_with(const char *text, const char *end)
-{
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
-static bool is_pack_name(const char *path)
-{
-    static const char *const ends[] = {".tar", ".tar.zst", ".tar.gz", ".tgz", ".zip"};
-    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
-        if (ends_with(path, ends[i]))
-            return true;
-    }
-    return false;
 }
 
 static bool has_file(const char *folder, const char *name)
@@ -43,8 +28,10 @@ static bool has_file(const char *folder, const char *name)
 
 enum import_kind import_classify(const char *path)
 {
+    if (strcmp(path, "-") == 0)
+        return IMPORT_PACK;
     if (!file_is_folder(path)) {
-        if (is_pack_name(path))
+        if (archive_kind_of(path) != ARCHIVE_KIND_NONE)
             return IMPORT_PACK;
         return adapter_file_looks_like(path) ? IMPORT_ADAPTER : IMPORT_NOTHING;
     }
@@ -77,6 +64,8 @@ uint64_t import_bytes(const char *path, enum import_kind kind)
     uint64_t total = 0;
     if (kind == IMPORT_ADAPTER)
         return bytes_of_adapter(path);
+    if (kind == IMPORT_PACK)
+        return !file_is_folder(path) && file_size(path, &total, NULL) == 0 ? total : 0;
     if (kind != IMPORT_BASE || checkpoint_open(&c, path, NULL) != 0)
         return 0;
     for (size_t i = 0; i < checkpoint_n_files(c); i++)
@@ -194,8 +183,9 @@ int import_files_open(struct import_files *f, size_t n, struct err *err)
     f->n = n;
     f->copies = sys_calloc(n, sizeof *f->copies);
     f->names = sys_calloc(n, sizeof *f->names);
+    f->sizes = sys_calloc(n, sizeof *f->sizes);
     f->published = sys_calloc(n, sizeof *f->published);
-    if (!f->copies || !f->names || !f->published)
+    if (!f->copies || !f->names || !f->sizes || !f->published)
         return err_set(err, ERR_NO_MEMORY, "no memory for %zu files", n);
     return 0;
 }
@@ -212,6 +202,7 @@ void import_files_release(struct import_files *f)
     }
     sys_free(f->copies);
     sys_free(f->names);
+    sys_free(f->sizes);
     sys_free(f->published);
     *f = (struct import_files){0};
 }
@@ -231,9 +222,26 @@ int import_files_start(struct import_files *f, size_t i, const char *from, const
                                opt->on_bytes_arg, err);
 }
 
+int import_files_arrived(struct import_files *f, size_t i, const char *tmp, const char *name,
+                         const char *digest, uint64_t size, struct err *err)
+{
+    f->names[i] = sys_strdup(name);
+    f->published[i].tmp = tmp ? sys_strdup(tmp) : NULL;
+    f->sizes[i] = size;
+    snprintf(f->published[i].digest, sizeof f->published[i].digest, "%s", digest);
+    return f->names[i] && (!tmp || f->published[i].tmp)
+               ? 0
+               : err_set(err, ERR_NO_MEMORY, "%s: no memory", name);
+}
+
 int import_files_finish(struct import_files *f, size_t i, json_t *manifest, uint64_t *bytes,
                         struct err *err)
 {
+    if (!f->copies[i]) {
+        *bytes += f->sizes[i];
+        return manifest_add_file(manifest, f->names[i], f->published[i].digest, f->sizes[i], 0,
+                                 err);
+    }
     struct digest d;
     int rc = blob_copy_finish(f->copies[i], &d, err);
     if (rc)

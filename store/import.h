@@ -15,7 +15,7 @@ enum import_kind {
     IMPORT_NOTHING, // none of these
     IMPORT_ADAPTER, // a PEFT folder, or a .safetensors with its configuration beside it
     IMPORT_BASE,    // a checkpoint folder
-    IMPORT_PACK,    // an archive by its name
+    IMPORT_PACK,    // an archive by its name, an OCI layout folder, "-" (standard input)
     IMPORT_FOLDERS, // a folder that holds such folders
 };
 /* What a path is, by names alone. */
@@ -66,6 +66,17 @@ int import_base(struct store *s, const char *path, const struct import_options *
  * opt->name is wanted. Errors of peft_write() and import_adapter(). */
 int import_made(struct store *s, const struct adapter *a, const struct import_options *opt,
                 struct import_result *out, struct err *err);
+
+/*
+ * Every adapter of a pack: one of lora's, an OCI layout, or any tar or zip that holds PEFT folders.
+ * path: an archive, a layout's folder, or "-". All of it is read and checked before anything is
+ * published; then `row` hears of each adapter (`where` names it in the pack; r is lent). A failure
+ * ends it. *notes: an array of warnings that concern the whole pack, the caller's to json_decref().
+ * Errors as above, and ERR_LIMIT (a bomb, the disk). s may be NULL for a dry run.
+ */
+typedef void import_row_fn(void *arg, const char *where, const struct import_result *r);
+int import_pack(struct store *s, const char *path, const struct import_options *opt,
+                import_row_fn *row, void *arg, json_t **notes, struct err *err);
 
 /* Adapters and bases below a folder, sorted; folders inside a found one are not looked at. The
  * caller frees the names with file_free_names(). */

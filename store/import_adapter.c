@@ -13,8 +13,9 @@ struct job {
     const char *path;
     const struct import_options *opt;
     struct import_result *out;
-    struct base_model *found_base; // owned
-    char *folder;                  // of the source files, for messages
+    struct base_model *found_base;        // owned
+    char *folder;                         // of the source files, for messages
+    const struct import_arrived *arrived; // NULL: from a folder
 };
 
 static const struct base_model *base_of(const struct job *j)
@@ -75,9 +76,38 @@ static int find_base(struct job *j, const struct adapter *a, struct err *err)
     return rc;
 }
 
+static const char *packed_base(const struct job *j)
+{
+    const json_t *record = j->arrived ? j->arrived->record : NULL;
+    const char *id =
+        json_string_value(json_object_get(json_object_get(record, "base"), "fingerprint"));
+    return id ? id : "";
+}
+
+/* The base that the pack says: checked against when the store has it, recorded either way. */
+static int find_packed_base(struct job *j, struct err *err)
+{
+    struct digest d;
+    const char *id = packed_base(j);
+    if (!digest_parse(id, &d))
+        return err_set(err, ERR_CORRUPT, "%s: its base's fingerprint is none", j->path);
+    digest_hex(&d, j->out->base_id);
+    struct store_entry e;
+    if (!j->s || store_get(j->s, j->out->base_id, &e, NULL) != 0)
+        return 0;
+    store_entry_release(&e);
+    int rc = base_model_open(&j->found_base, j->s, j->out->base_id, err);
+    if (rc != ERR_NOT_FOUND && rc != ERR_REFUSED)
+        return rc;
+    err_clear(err); // it moved away: no reason to keep the adapter out
+    return 0;
+}
+
 static int check_base(struct job *j, const struct adapter *a, struct err *err)
 {
-    int rc = j->opt->base ? 0 : find_base(j, a, err);
+    int rc = 0;
+    if (!j->opt->base)
+        rc = *packed_base(j) ? find_packed_base(j, err) : find_base(j, a, err);
     const struct base_model *b = base_of(j);
     if (rc || !b)
         return rc;
@@ -111,9 +141,22 @@ static int read_adapter(struct job *j, const char *path, bool skip_values, struc
     return adapter_file_read(a, path, &opt, err);
 }
 
+static int set_packed_name(struct job *j, struct err *err)
+{
+    char text[LIMIT_NAME_BYTES + STORE_TAG_BYTES + 2];
+    const json_t *record = j->arrived->record;
+    const char *name = json_string_value(json_object_get(record, "name"));
+    const char *tag = json_string_value(json_object_get(record, "tag"));
+    bool tagged = tag && !j->opt->tag && !j->opt->name;
+    snprintf(text, sizeof text, "%s%s%s", name ? name : "", tagged ? ":" : "", tagged ? tag : "");
+    return import_set_name(j->out, j->opt, text, j->path, err);
+}
+
 static int set_name(struct job *j, const struct adapter *a, struct err *err)
 {
-    char *from_path = peft_name_of_path(j->path);
+    if (j->arrived && j->arrived->record)
+        return set_packed_name(j, err);
+    char *from_path = peft_name_of_path(j->arrived ? j->arrived->suggested : j->path);
     if (!from_path)
         return err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
     const char *in_config = json_string_value(json_object_get(a->config, "name"));
@@ -197,6 +240,23 @@ static json_t *ignored_json(const struct import_options *opt)
     return list;
 }
 
+/* What a pack says of an adapter and its files do not: other bases, where it came from. */
+static int keep_record(struct job *j, json_t *manifest, struct err *err)
+{
+    static const char *const kept[] = {"lineage", "recipe"};
+    const json_t *record = j->arrived->record;
+    int failed = 0;
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
+        json_t *value = json_object_get(record, kept[i]);
+        if (value)
+            failed |= json_object_set(manifest, kept[i], value);
+    }
+    json_t *also = json_object_get(json_object_get(record, "base"), "also");
+    if (json_is_array(also) && !j->opt->base)
+        failed |= json_object_set(json_object_get(manifest, "base"), "also", also);
+    return failed ? err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path) : 0;
+}
+
 static int make_manifest(struct job *j, const struct adapter *a, json_t **out, struct err *err)
 {
     json_t *ignored = ignored_json(j->opt);
@@ -218,7 +278,7 @@ static int make_manifest(struct job *j, const struct adapter *a, json_t **out, s
         rc = err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
     sys_free(source);
     json_decref(ignored);
-    return rc;
+    return rc || !j->arrived ? rc : keep_record(j, *out, err);
 }
 
 /* Content that the store has already may have been spoiled there since: then it is put again. */
@@ -322,6 +382,67 @@ int import_adapter(struct store *s, const char *path, const struct import_option
     peft_files_release(&files);
     base_model_free(j.found_base);
     sys_free(j.folder);
+    if (rc)
+        import_result_release(out);
+    return rc;
+}
+
+// ---- from a pack -------------------------------------------------------------------------------
+
+static int check_id(struct job *j, const struct adapter *a, struct err *err)
+{
+    const char *wanted = json_string_value(json_object_get(j->arrived->record, "id"));
+    memcpy(j->out->id, a->content_id, sizeof j->out->id);
+    if (!j->arrived->record || (wanted && strcmp(wanted, a->content_id) == 0))
+        return 0;
+    return err_set(err, ERR_CORRUPT, "%s: its content id is %.12s, its pack says %.12s", j->path,
+                   a->content_id, wanted ? wanted : "nothing");
+}
+
+static int plan_arrived(struct job *j, struct err *err)
+{
+    j->out->state = PUBLISH_ADDED;
+    for (size_t i = 0; i < j->arrived->files->n; i++)
+        j->out->bytes += j->arrived->files->sizes[i];
+    if (!j->s)
+        return 0;
+    struct peft_files none = {0};
+    uint32_t n_files = j->out->n_files;
+    int rc = plan(j, &none, err);
+    j->out->n_files = n_files;
+    return rc;
+}
+
+int import_adapter_arrived(struct store *s, const struct import_arrived *in,
+                           const struct import_options *opt, struct import_result *out,
+                           struct err *err)
+{
+    memset(out, 0, sizeof *out);
+    struct job j = {.s = s, .path = in->where, .opt = opt, .out = out, .arrived = in};
+    struct adapter *a = NULL;
+    out->kind = STORE_ADAPTER;
+    out->n_files = (uint32_t)in->files->n;
+    out->warnings = json_array();
+    int rc = out->warnings ? read_adapter(&j, in->folder, false, &a, err)
+                           : err_set(err, ERR_NO_MEMORY, "%s: no memory", in->where);
+    if (!rc)
+        rc = set_name(&j, a, err);
+    if (!rc)
+        rc = check_base(&j, a, err);
+    if (!rc)
+        rc = content_id_compute(a, 0, err);
+    if (!rc)
+        rc = check_id(&j, a, err);
+    if (!rc && a->warnings && json_array_extend(out->warnings, a->warnings) != 0)
+        rc = err_set(err, ERR_NO_MEMORY, "%s: no memory", in->where);
+    if (!rc && s)
+        rc = note_other_base(&j, a->content_id, err);
+    if (!rc)
+        rc = opt->dry_run ? plan_arrived(&j, err) : publish_files(&j, a, in->files, err);
+    if (rc)
+        import_restore_paths(err, in->folder, in->where);
+    adapter_free(a);
+    base_model_free(j.found_base);
     if (rc)
         import_result_release(out);
     return rc;

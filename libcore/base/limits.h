@@ -45,6 +45,16 @@ enum {
     LIMIT_TEMPLATE_DEPTH = 200,
     // a text that grows by doubling to the output's bound takes four times that, with its leftovers
     LIMIT_TEMPLATE_MEMORY_BYTES = 256 << 20,
+    // packs: an archive is somebody else's file. 500 adapters with ten files each are 5000 entries.
+    LIMIT_PACK_ENTRIES = 100000,
+    LIMIT_PACK_NAME_BYTES = 1024,
+    LIMIT_PACK_MIB = 4 << 20, // 4 TiB of entries; the disk is fuller long before
+    // unpacked bytes for each packed one: weights shrink by 1.1 to 4, zeros by more; below the free
+    // amount nobody is hurt, and a small text may shrink well.
+    LIMIT_PACK_RATIO = 100,
+    LIMIT_PACK_FREE_MIB = 64,
+    // registries: the manifest of an image; the distribution protocol's own bound is 4 MiB.
+    LIMIT_OCI_MANIFEST_BYTES = 4 << 20,
 };
 
 #endif

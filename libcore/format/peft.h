@@ -46,6 +46,10 @@ int peft_read(struct adapter **out, const char *path, const struct peft_options 
  * folders. */
 bool peft_looks_like(const char *path);
 
+/* Whether a file of this name travels with an adapter: its configuration, its weights (any
+ * .safetensors or .gguf, adapter_model.bin), tokenizer, template, README, LICENSE. */
+bool peft_is_file_name(const char *name);
+
 /* The name an adapter gets from its path: the folder's (file's) name; not a snapshot's hash, nor
  * "checkpoint-500", "adapter_model", "final": then the parent's. Characters that names may not have
  * become '-'. The caller's, to free with sys_free; NULL when memory is out. */

@@ -301,6 +301,14 @@ bool peft_companion_role(const char *name, enum peft_file_role *role)
     return false;
 }
 
+bool peft_is_file_name(const char *name)
+{
+    enum peft_file_role role;
+    return strcmp(name, CONFIG) == 0 || strcmp(name, PICKLE) == 0 ||
+           ends_with(name, ".safetensors") || ends_with(name, ".gguf") ||
+           peft_companion_role(name, &role);
+}
+
 static int add_file(struct peft_files *f, const char *folder, const char *name,
                     enum peft_file_role role, struct err *err)
 {

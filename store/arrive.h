@@ -1,0 +1,48 @@
+/*
+ * arrive: files whose bytes come from a stream (an archive, a registry) into a work folder, hashed
+ * on another thread while they are written. A file is called by its number; the name that it had
+ * where it came from is only remembered.
+ * Thread rule: one thread uses a struct arrivals; a struct arriving belongs to one thread, and
+ * several may be in flight.
+ */
+#ifndef STORE_ARRIVE_H
+#define STORE_ARRIVE_H
+
+#include <stdbool.h>
+
+#include "libcore/base/digest.h"
+#include "libcore/base/err.h"
+
+struct arriving;
+
+/* The new file `path`, which will have exactly `size` bytes. `what` names it in messages and is
+ * borrowed. ERR_LIMIT when the disk has not the room. Free with arriving_free(). */
+int arriving_open(struct arriving **out, const char *path, uint64_t size, const char *what,
+                  struct err *err);
+int arriving_write(struct arriving *a, const void *data, size_t n, struct err *err);
+uint64_t arriving_bytes(const struct arriving *a); // written so far
+/* Waits for the digest and syncs the file, which is read-only then. ERR_CORRUPT: bytes are missing.
+ */
+int arriving_finish(struct arriving *a, struct digest *digest, struct err *err);
+void arriving_free(struct arriving *a);
+
+struct arrival {
+    char *name; // where it came from: an entry's name, a layer's title
+    char *path; // <work folder>/<number>
+    uint64_t size;
+    char digest[DIGEST_HEX_CHARS + 1];
+};
+
+struct arrivals {
+    struct arrival *items;
+    size_t n, cap;
+    const char *folder; // borrowed
+};
+
+/* Adds an item without bytes: name and path are set. */
+int arrivals_add(struct arrivals *all, const char *name, struct arrival **out, struct err *err);
+const struct arrival *arrivals_find(const struct arrivals *all, const char *name);
+const struct arrival *arrivals_find_digest(const struct arrivals *all, const char *digest);
+void arrivals_release(struct arrivals *all);
+
+#endif

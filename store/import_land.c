@@ -1,0 +1,337 @@
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "libcore/base/file.h"
+#include "libcore/base/strbuf.h"
+#include "libcore/base/sys.h"
+#include "store/import_pack_impl.h"
+
+// ---- the place ---------------------------------------------------------------------------------
+
+/* A dry run writes nothing into a store. */
+static int open_own_folder(struct landing *l, struct err *err)
+{
+    const char *tmp = getenv("TMPDIR");
+    static unsigned counter;
+    char name[64];
+    snprintf(name, sizeof name, "lora-dry-run-%ld-%u", (long)getpid(),
+             __atomic_add_fetch(&counter, 1, __ATOMIC_RELAXED));
+    l->own_folder = file_join(tmp && *tmp ? tmp : "/tmp", name);
+    if (!l->own_folder)
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory", l->path);
+    // Nobody else's folder of that name is used, nor a link.
+    return sys_mkdir(l->own_folder, 0700) == 0
+               ? 0
+               : err_set_errno(err, errno, "%s: cannot create", l->own_folder);
+}
+
+int landing_open(struct landing *l, struct store *s, const char *path,
+                 const struct import_options *opt, import_row_fn *row, void *arg, struct err *err)
+{
+    *l = (struct landing){.s = s, .path = path, .opt = opt, .row = row, .arg = arg};
+    l->notes = json_array();
+    int rc = l->notes ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", path);
+    if (!rc)
+        rc = opt->dry_run || !s ? open_own_folder(l, err) : work_open(&l->work, s, "import", err);
+    l->files.folder = l->own_folder ? l->own_folder : l->work.folder;
+    if (rc)
+        landing_close(l);
+    return rc;
+}
+
+void landing_close(struct landing *l)
+{
+    arrivals_release(&l->files);
+    work_close(&l->work);
+    if (l->own_folder)
+        file_remove_tree(l->own_folder, NULL);
+    sys_free(l->own_folder);
+    json_decref(l->notes);
+    *l = (struct landing){0};
+}
+
+int landing_note(struct landing *l, struct err *err, const char *fmt, ...)
+{
+    char text[512];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    return json_array_append_new(l->notes, json_string(text)) == 0
+               ? 0
+               : err_set(err, ERR_NO_MEMORY, "%s: no memory", l->path);
+}
+
+// ---- one adapter -------------------------------------------------------------------------------
+
+/* What the reader of adapters looks at, under names of ours: no name of a pack becomes a path. */
+static int link_file(const char *folder, const char *name, const char *to, struct err *err)
+{
+    char *path = file_join(folder, name);
+    int rc = path ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", name);
+    if (!rc && sys_link(to, path) != 0)
+        rc = err_set_errno(err, errno, "%s: cannot link", path);
+    sys_free(path);
+    return rc;
+}
+
+/* A file that an earlier adapter has too went into the store with it. */
+static int link_arrival(const struct landing *l, const struct arrival *a, const char *folder,
+                        const char *name, struct err *err)
+{
+    if (file_exists(a->path) || !l->s)
+        return link_file(folder, name, a->path, err);
+    char *blob = blob_path(l->s, a->digest, err);
+    int rc = blob ? link_file(folder, name, blob, err) : ERR_NO_MEMORY;
+    sys_free(blob);
+    return rc;
+}
+
+static bool ends_with(const char *text, const char *end)
+{
+    size_t n = strlen(text), k = strlen(end);
+    return n >= k && strcmp(text + n - k, end) == 0;
+}
+
+const char *landing_reader_name(const char *name)
+{
+    static const char *const usual[] = {LANDED_CONFIG, LANDED_WEIGHTS, LANDED_MLX, LANDED_PICKLE};
+    for (size_t i = 0; i < sizeof usual / sizeof *usual; i++) {
+        if (strcmp(name, usual[i]) == 0)
+            return usual[i];
+    }
+    return ends_with(name, ".safetensors") ? "weights.safetensors"
+           : ends_with(name, ".gguf")      ? "weights.gguf"
+                                           : NULL;
+}
+
+static int make_folder(const struct landing *l, const struct landed *a, const char *folder,
+                       struct err *err)
+{
+    if (sys_mkdir(folder, 0777) != 0)
+        return err_set_errno(err, errno, "%s: cannot create", folder);
+    int rc = 0;
+    for (size_t i = 0; !rc && i < a->n_files; i++) {
+        const char *name = landing_reader_name(a->files[i].name);
+        if (name)
+            rc = link_arrival(l, a->files[i].arrival, folder, name, err);
+    }
+    return rc;
+}
+
+/* A file that two adapters share is moved into the store by the first that publishes it. */
+static int fill_files(const struct landed *a, struct import_files *f, struct err *err)
+{
+    int rc = import_files_open(f, a->n_files, err);
+    for (size_t i = 0; !rc && i < a->n_files; i++) {
+        const struct arrival *from = a->files[i].arrival;
+        rc = import_files_arrived(f, i, file_exists(from->path) ? from->path : NULL,
+                                  a->files[i].name, from->digest, from->size, err);
+    }
+    return rc;
+}
+
+int landing_adapter(struct landing *l, const struct landed *a, struct err *err)
+{
+    struct import_files f = {0};
+    struct import_result r;
+    struct strbuf folder, where;
+    strbuf_init(&folder);
+    strbuf_init(&where);
+    strbuf_addf(&folder, "%s/a%zu", l->files.folder, a->number);
+    strbuf_addf(&where, "%s%s%s", l->path, *a->where ? ":" : "", a->where);
+    int rc = folder.failed || where.failed ? err_set(err, ERR_NO_MEMORY, "%s: no memory", l->path)
+                                           : make_folder(l, a, strbuf_text(&folder), err);
+    if (!rc)
+        rc = fill_files(a, &f, err);
+    struct import_arrived in = {.where = strbuf_text(&where),
+                                .folder = strbuf_text(&folder),
+                                .files = &f,
+                                .suggested = a->suggested,
+                                .record = a->record};
+    if (!rc)
+        rc = import_adapter_arrived(l->s, &in, l->opt, &r, err);
+    if (!rc) {
+        if (l->row)
+            l->row(l->arg, strbuf_text(&where), &r);
+        import_result_release(&r);
+    }
+    import_files_release(&f);
+    strbuf_release(&folder);
+    strbuf_release(&where);
+    return rc;
+}
+
+int landed_add(struct landed *a, const struct arrival *arrival, const char *name, struct err *err)
+{
+    struct landed_file *more = sys_reallocarray(a->files, a->n_files + 1, sizeof *more);
+    if (!more)
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory", name);
+    a->files = more;
+    a->files[a->n_files++] = (struct landed_file){arrival, name};
+    return 0;
+}
+
+// ---- records -----------------------------------------------------------------------------------
+
+const char *landing_text(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? text : "";
+}
+
+int landing_check_file(const struct landing *l, const json_t *file, const char *where,
+                       struct err *err)
+{
+    struct digest d;
+    const char *path = landing_text(file, "path"), *clean, *base = file_base_name(path);
+    json_t *size = json_object_get(file, "size");
+    if (!digest_parse(landing_text(file, "sha256"), &d) || !json_is_integer(size) ||
+        json_integer_value(size) < 0)
+        return err_set(err, ERR_CORRUPT, "%s:%s: its list of files is off", l->path, where);
+    int rc = archive_check_name(l->path, path, &clean, err);
+    if (!rc && (clean != path || !peft_is_file_name(base)))
+        rc = err_set(err, ERR_REFUSED, "%s:%s/%s: is no file of an adapter", l->path, where, base);
+    return rc;
+}
+
+int landing_check_arrival(const struct landing *l, const json_t *file, const struct arrival *a,
+                          struct err *err)
+{
+    uint64_t size = (uint64_t)json_integer_value(json_object_get(file, "size"));
+    const char *wanted = landing_text(file, "sha256");
+    char shown[128];
+    if (a->size != size)
+        return err_set(err, ERR_CORRUPT, "%s:%s: %llu bytes, wanted %llu", l->path,
+                       archive_shown(a->name, shown), (unsigned long long)a->size,
+                       (unsigned long long)size);
+    if (strcmp(a->digest, wanted) != 0)
+        return err_set(err, ERR_CORRUPT, "%s:%s: its digest is %.12s, wanted %.12s", l->path,
+                       archive_shown(a->name, shown), a->digest, wanted);
+    return 0;
+}
+
+// ---- images ------------------------------------------------------------------------------------
+
+enum { MAX_DEPTH = 3 };
+
+struct image {
+    struct landing *l;
+    const struct landing_blobs *blobs;
+    json_t *adapters; // array of {"where", "files", "record"?}: everything is fetched first
+};
+
+static int take_manifest(struct image *x, json_t *manifest, const char *where, struct err *err)
+{
+    size_t i;
+    json_t *file;
+    json_array_foreach(json_object_get(manifest, "files"), i, file)
+    {
+        const struct arrival *a;
+        int rc = landing_check_file(x->l, file, where, err);
+        if (!rc)
+            rc = x->blobs->get(x->blobs->arg, landing_text(file, "sha256"),
+                               (uint64_t)json_integer_value(json_object_get(file, "size")),
+                               landing_text(file, "path"), &a, err);
+        if (!rc)
+            rc = landing_check_arrival(x->l, file, a, err);
+        if (rc)
+            return rc;
+    }
+    json_object_set_new(manifest, "where", json_string(where));
+    return json_array_append(x->adapters, manifest) == 0
+               ? 0
+               : err_set(err, ERR_NO_MEMORY, "%s: no memory", x->l->path);
+}
+
+static int take_image(struct image *x, const char *text, size_t n, const char *where, int depth,
+                      struct err *err);
+
+static int take_descriptor(struct image *x, const json_t *d, int depth, struct err *err)
+{
+    const struct arrival *a;
+    uint64_t size = (uint64_t)json_integer_value(json_object_get(d, "size"));
+    const char *digest = landing_text(d, "sha256");
+    if (size > LIMIT_OCI_MANIFEST_BYTES)
+        return err_set(err, ERR_LIMIT, "%s:%.12s: a manifest of %llu bytes, at most %d are read",
+                       x->l->path, digest, (unsigned long long)size, LIMIT_OCI_MANIFEST_BYTES);
+    int rc = x->blobs->get(x->blobs->arg, digest, size, "manifest", &a, err);
+    if (!rc)
+        rc = landing_check_arrival(x->l, d, a, err);
+    char *text = NULL;
+    size_t n = 0;
+    if (!rc)
+        rc = file_read(a->path, LIMIT_OCI_MANIFEST_BYTES, &text, &n, err);
+    char where[24];
+    snprintf(where, sizeof where, "%.12s", digest);
+    if (!rc)
+        rc = take_image(x, text, n, where, depth + 1, err);
+    sys_free(text);
+    return rc;
+}
+
+static int take_image(struct image *x, const char *text, size_t n, const char *where, int depth,
+                      struct err *err)
+{
+    enum oci_kind kind;
+    json_t *value = NULL, *d;
+    size_t i;
+    char full[600];
+    snprintf(full, sizeof full, "%.400s:%.150s", x->l->path, where);
+    if (depth > MAX_DEPTH)
+        return err_set(err, ERR_REFUSED, "%s: an index in an index in an index", full);
+    int rc = oci_parse(text, n, full, &kind, &value, err);
+    if (!rc && kind == OCI_KIND_MANIFEST)
+        rc = take_manifest(x, value, where, err);
+    else if (!rc)
+        json_array_foreach(value, i, d)
+        {
+            rc = rc ? rc : take_descriptor(x, d, depth, err);
+        }
+    json_decref(value);
+    return rc;
+}
+
+static int land_one(struct image *x, const json_t *adapter, size_t number, struct err *err)
+{
+    const json_t *record = json_object_get(adapter, "record");
+    struct landed a = {.where = landing_text(adapter, "where"),
+                       .record = record,
+                       .number = number,
+                       .suggested = landing_text(adapter, "name")};
+    size_t i;
+    json_t *file;
+    int rc = 0;
+    json_array_foreach(json_object_get(adapter, "files"), i, file)
+    {
+        const struct arrival *from =
+            arrivals_find_digest(&x->l->files, landing_text(file, "sha256"));
+        if (!rc)
+            rc = landed_add(&a, from, landing_text(file, "path"), err);
+    }
+    if (!rc)
+        rc = landing_adapter(x->l, &a, err);
+    sys_free(a.files);
+    return rc;
+}
+
+int landing_image(struct landing *l, const char *text, size_t n, const char *where,
+                  const struct landing_blobs *blobs, struct err *err)
+{
+    struct image x = {l, blobs, json_array()};
+    int rc = x.adapters ? take_image(&x, text, n, where, 0, err)
+                        : err_set(err, ERR_NO_MEMORY, "%s: no memory", l->path);
+    size_t n_adapters = json_array_size(x.adapters);
+    if (!rc && n_adapters == 0)
+        rc = err_set(err, ERR_NOT_FOUND, "%s: no adapter in it", l->path);
+    if (!rc && n_adapters > 1 && l->opt->name)
+        rc = err_set(err, ERR_USAGE, "--name is for one adapter, %s has %zu", l->path, n_adapters);
+    for (size_t i = 0; !rc && i < n_adapters; i++)
+        rc = land_one(&x, json_array_get(x.adapters, i), i, err);
+    json_decref(x.adapters);
+    return rc;
+}

@@ -1,0 +1,74 @@
+/*
+ * import_pack_impl: what importing a pack and pulling an image share: files in a work folder become
+ * adapters of the store.
+ */
+#ifndef STORE_IMPORT_PACK_IMPL_H
+#define STORE_IMPORT_PACK_IMPL_H
+
+#include "libcore/format/peft.h"
+#include "store/archive_impl.h"
+#include "store/arrive.h"
+#include "store/import_impl.h"
+#include "store/oci.h"
+
+#define LANDED_CONFIG  "adapter_config.json"
+#define LANDED_WEIGHTS "adapter_model.safetensors"
+#define LANDED_MLX     "adapters.safetensors"
+#define LANDED_PICKLE  "adapter_model.bin"
+
+struct landing {
+    struct store *s;  // NULL: a dry run without a store
+    const char *path; // of the pack, for messages
+    const struct import_options *opt;
+    struct work work;
+    char *own_folder; // instead of work's, for a dry run
+    struct arrivals files;
+    json_t *notes;
+    import_row_fn *row;
+    void *arg;
+};
+
+int landing_open(struct landing *l, struct store *s, const char *path,
+                 const struct import_options *opt, import_row_fn *row, void *arg, struct err *err);
+/* Removes what was not published. */
+void landing_close(struct landing *l);
+int landing_note(struct landing *l, struct err *err, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* One adapter of the pack, its files all there. Everything is borrowed but the array. */
+struct landed_file {
+    const struct arrival *arrival;
+    const char *name; // in the adapter
+};
+struct landed {
+    const char *where;     // in the pack; ""
+    const char *suggested; // a path that gives it a name
+    const json_t *record;
+    size_t number; // of the adapter in the pack
+    struct landed_file *files;
+    size_t n_files;
+};
+int landed_add(struct landed *a, const struct arrival *arrival, const char *name, struct err *err);
+/* The name under which the reader of adapters finds this file; NULL: it does not look at it. */
+const char *landing_reader_name(const char *name);
+int landing_adapter(struct landing *l, const struct landed *a, struct err *err);
+
+/* "path", "sha256" and "size" of a record's file are sound, and it is a file of an adapter. */
+int landing_check_file(const struct landing *l, const json_t *file, const char *where,
+                       struct err *err);
+/* What arrived is what the record says. */
+int landing_check_arrival(const struct landing *l, const json_t *file, const struct arrival *a,
+                          struct err *err);
+const char *landing_text(const json_t *object, const char *key); // "" when there is none
+
+/* How the blobs of an image come into l->files. ERR_NOT_FOUND, … */
+struct landing_blobs {
+    int (*get)(void *arg, const char *digest, uint64_t size, const char *what,
+               const struct arrival **out, struct err *err);
+    void *arg;
+};
+/* Imports what the manifest or index `text` leads to. */
+int landing_image(struct landing *l, const char *text, size_t n, const char *where,
+                  const struct landing_blobs *blobs, struct err *err);
+
+#endif
