@@ -26,9 +26,9 @@ LDFLAGS  += $(filter -fsanitize%,$(CFLAGS)) -Wl,--as-needed
 LIBCORE := \
   $(addprefix libcore/base/,arena digest err file log strbuf sys thread) \
   $(addprefix libcore/tensor/,dtype tensor) \
-  $(addprefix libcore/adapter/,adapter builder capability content_id eigen stats) \
-  $(addprefix libcore/format/,adapter_file checkpoint foreign foreign_names generation_config gguf \
-    gguf_lora hub image kohya mlx peft peft_config peft_experts peft_files peft_match peft_modules \
+  $(addprefix libcore/adapter/,adapter bake builder capability content_id eigen stats) \
+  $(addprefix libcore/format/,adapter_file checkpoint foreign foreign_names foreign_write generation_config gguf \
+    gguf_lora gguf_write hub image kohya mlx peft peft_config peft_experts peft_files peft_match peft_modules \
     peft_names peft_write pickle pickle_tensors pickle_torch safetensors safetensors_header \
     safetensors_writer zip_stored) \
   $(addprefix libcore/text/,added bpe bpe_merge cp_set decode decode_read json_fields json_pull \

@@ -10,21 +10,27 @@
 #include "libcore/base/file.h"
 #include "libcore/base/strbuf.h"
 #include "libcore/base/sys.h"
+#include "libcore/adapter/bake.h"
+#include "libcore/format/checkpoint.h"
+#include "libcore/format/foreign_write.h"
+#include "libcore/format/peft.h"
+#include "store/base_model.h"
 
-static const char *output, *format = "peft";
+static const char *output, *format = "peft", *base_ref;
+static bool bake_scale;
 
-/* Every file as it was imported, byte for byte. */
-static int copy_files(struct store *s, const char *id, const char *folder, json_t *written,
-                      struct err *err)
+/* Files as they were imported, byte for byte: all, or those that travel with any form of it. */
+static int copy_files(struct store *s, const char *id, const json_t *m, bool all,
+                      const char *folder, json_t *written, struct err *err)
 {
-    json_t *m, *file;
+    json_t *file;
     size_t i;
-    int rc = store_manifest(s, id, &m, err);
-    if (rc)
-        return rc;
+    int rc = 0;
     json_array_foreach(json_object_get(m, "files"), i, file)
     {
         const char *name = json_string_value(json_object_get(file, "path"));
+        if (!all && !checkpoint_is_companion(name) && strncmp(name, "LICENSE", 7) != 0)
+            continue;
         char *from = NULL, *to = NULL;
         if (!rc)
             rc = store_file(s, id, name, &from, err);
@@ -44,6 +50,121 @@ static int copy_files(struct store *s, const char *id, const char *folder, json_
         sys_free(from);
         sys_free(to);
     }
+    return rc;
+}
+
+// ---- other forms -------------------------------------------------------------------------------
+
+/* llama.cpp's names of the architectures; gemma3's is that of its text model. */
+static const char *const ggml_architectures[ARCH_COUNT] = {
+    [ARCH_LLAMA] = "llama",   [ARCH_MISTRAL] = "llama",      [ARCH_QWEN2] = "qwen2",
+    [ARCH_QWEN3] = "qwen3",   [ARCH_GEMMA3] = "gemma3",      [ARCH_PHI3] = "phi3",
+    [ARCH_MIXTRAL] = "llama", [ARCH_QWEN3_MOE] = "qwen3moe",
+};
+
+static int open_base(struct base_model **out, struct store *s, const json_t *manifest,
+                     struct err *err)
+{
+    const char *recorded =
+        json_string_value(json_object_get(json_object_get(manifest, "base"), "fingerprint"));
+    if (!base_ref && (!recorded || !*recorded))
+        return err_set(err, ERR_REFUSED,
+                       "--format gguf needs the base, and none is recorded: give --base REF");
+    if (!base_ref)
+        return base_model_open(out, s, recorded, err);
+    struct model_ref r;
+    int rc = model_ref_resolve(&r, s, base_ref, STORE_BASE, err);
+    if (!rc)
+        rc = r.in_store ? base_model_open(out, s, r.id, err)
+                        : base_model_open_folder(out, r.path, err);
+    model_ref_release(&r);
+    return rc;
+}
+
+static int write_gguf(const struct adapter *a, struct store *s, const json_t *manifest,
+                      const char *folder, struct err *err)
+{
+    struct base_model *b = NULL;
+    int rc = open_base(&b, s, manifest, err);
+    if (!rc)
+        rc = base_model_check_adapter(b, a, NULL, err);
+    if (!rc) {
+        const struct gguf_target target = {.architecture = ggml_architectures[b->config.arch],
+                                           .n_heads = b->config.n_heads,
+                                           .n_kv_heads = b->config.n_kv_heads,
+                                           .tied = b->config.tied_embeddings};
+        rc = gguf_lora_write(a, folder, &target, err);
+    }
+    base_model_free(b);
+    return rc;
+}
+
+static int write_form(const struct adapter *a, struct store *s, const json_t *manifest,
+                      const char *folder, struct err *err)
+{
+    if (strcmp(format, "kohya") == 0)
+        return kohya_write(a, folder, err);
+    if (strcmp(format, "mlx") == 0)
+        return mlx_write(a, folder, err);
+    if (strcmp(format, "gguf") == 0)
+        return write_gguf(a, s, manifest, folder, err);
+    return peft_write(a, folder, err);
+}
+
+/* What the writers made, for the list. */
+static int list_made(const char *folder, json_t *written, struct err *err)
+{
+    char **names;
+    size_t n;
+    int rc = file_list(folder, &names, &n, err);
+    if (rc)
+        return rc;
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(written, json_string(names[i]));
+    file_free_names(names, n);
+    return 0;
+}
+
+static int convert(struct cmd_context *ctx, struct store *s, const char *id, const json_t *m,
+                   const char *folder, json_t *written, struct err *err)
+{
+    struct adapter_source *source;
+    struct adapter *a = NULL, *baked = NULL;
+    struct bake_report report = {0};
+    int rc = store_source_open(&source, s, err);
+    if (rc)
+        return rc;
+    rc = source->ops->get(source, id, &a, err);
+    source->ops->close(source);
+    if (!rc && bake_scale)
+        rc = adapter_bake(&baked, a, &report, err);
+    if (!rc)
+        rc = write_form(baked ? baked : a, s, m, folder, err);
+    if (!rc)
+        rc = list_made(folder, written, err);
+    if (!rc) // tokenizer, template and card travel with every form
+        rc = copy_files(s, id, m, false, folder, written, err);
+    if (!rc && bake_scale && !ctx->json && !ctx->quiet)
+        printf("baked the scales of %zu modules into B; %zu became float32, off by %.2g at most\n",
+               report.n_modules, report.n_rounded, report.max_error);
+    adapter_free(baked);
+    adapter_free(a);
+    return rc;
+}
+
+/* One that came as PEFT goes out as it came; every other pair of forms is written anew. */
+static int write_files(struct cmd_context *ctx, struct store *s, const char *id, const char *folder,
+                       json_t *written, struct err *err)
+{
+    json_t *m;
+    int rc = store_manifest(s, id, &m, err);
+    if (rc)
+        return rc;
+    const char *stored = json_string_value(json_object_get(m, "format"));
+    bool as_it_is =
+        !bake_scale && strcmp(format, "peft") == 0 && stored && strcmp(stored, "peft") == 0;
+    rc = as_it_is ? copy_files(s, id, m, true, folder, written, err)
+                  : convert(ctx, s, id, m, folder, written, err);
     json_decref(m);
     return rc;
 }
@@ -75,7 +196,7 @@ static int export_folder(struct cmd_context *ctx, struct store *s, const char *i
     int rc = work.failed ? err_set(err, ERR_NO_MEMORY, "%s: no memory", output)
                          : file_make_folders(folder, err);
     if (!rc)
-        rc = copy_files(s, id, folder, written, err);
+        rc = write_files(ctx, s, id, folder, written, err);
     if (!rc)
         rc = put_in_place(ctx, folder, err);
     if (rc)
@@ -110,8 +231,6 @@ static int run(struct cmd_context *ctx, struct err *err)
 {
     if (!output)
         return err_set(err, ERR_USAGE, "--output DIR is missing");
-    if (strcmp(format, "peft") != 0)
-        return err_set(err, ERR_REFUSED, "--format %s: cannot be written by this version", format);
     if (file_exists(output) && !ctx->force) {
         cmd_hint("--force puts the export in its place");
         return err_set(err, ERR_EXISTS, "%s: is there already", output);
@@ -136,8 +255,19 @@ static const struct option options[] = {
      .type = OPTION_STRING,
      .value = &format,
      .value_name = "FORMAT",
-     .choices = "peft,kohya,gguf",
-     .help = "peft: the files as they were imported, byte for byte."},
+     .choices = "peft,kohya,mlx,gguf",
+     .help = "peft: PEFT's files, byte for byte when it was imported so; kohya: one .safetensors "
+             "with an alpha by module; mlx: MLX-LM's; gguf: llama.cpp's."},
+    {.long_name = "bake-scale",
+     .type = OPTION_FLAG,
+     .value = &bake_scale,
+     .help = "Multiply B by the scale, one rank and alpha = rank for all: for readers that know "
+             "no rsLoRA and no patterns."},
+    {.long_name = "base",
+     .type = OPTION_STRING,
+     .value = &base_ref,
+     .value_name = "REF",
+     .help = "With --format gguf: the base, when none is recorded."},
     {0},
 };
 
@@ -145,9 +275,14 @@ const struct command command_export = {
     .name = "export",
     .arguments = "REF",
     .summary = "write an adapter as a folder that other tools read",
-    .description = "The folder appears when it is complete. The files are checked against their\n"
-                   "digests while they are written.",
-    .examples = "lora export support-bot --output ./support-bot",
+    .description =
+        "The folder appears when it is complete. Files that are copied are checked\n"
+        "against their digests. What a format cannot hold (DoRA, biases, full weights,\n"
+        "tokens, experts) is refused by name; so is a scale that it cannot say exactly,\n"
+        "unless --bake-scale.",
+    .examples = "lora export support-bot --output ./support-bot\n"
+                "lora export support-bot --format gguf --output ./for-llama.cpp\n"
+                "lora export support-bot --bake-scale --output ./for-readers-of-r-and-alpha",
     .min_args = 1,
     .max_args = 1,
     .options = options,
