@@ -219,6 +219,7 @@ void values_scratch_free(struct values_scratch *s)
     if (!s)
         return;
     sys_free(s->left);
+    sys_free(s->exact_left);
     sys_free(s->row);
     sys_free(s);
 }
@@ -232,13 +233,20 @@ int values_reserve(struct values_scratch *s, const struct values *v, struct err 
         s->left = sys_malloc(left);
         s->left_bytes = s->left ? left : 0;
     }
+    size_t exact = VALUES_GROUP * (v->rank + 1) * sizeof(double);
+    if (!v->wide && exact > s->exact_left_bytes) {
+        sys_free(s->exact_left);
+        s->exact_left = sys_malloc(exact);
+        s->exact_left_bytes = s->exact_left ? exact : 0;
+    }
     if (v->wide && s->row_n < v->m.n_cols) {
         sys_free(s->row);
         s->row = sys_reallocarray(NULL, v->m.n_cols, sizeof *s->row);
         s->row_n = s->row ? v->m.n_cols : 0;
     }
-    return s->left && (!v->wide || s->row) ? 0
-                                           : err_set(err, ERR_NO_MEMORY, "no memory for scratch");
+    return s->left && (v->wide ? s->row : s->exact_left)
+               ? 0
+               : err_set(err, ERR_NO_MEMORY, "no memory for scratch");
 }
 
 // ---- what both ways share -----------------------------------------------------------------------

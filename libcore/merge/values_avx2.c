@@ -34,6 +34,11 @@ static inline VECTOR vector_splat(float f)
     return (VECTOR){_mm256_set1_ps(f), _mm256_set1_ps(f)};
 }
 
+static inline VECTOR vector_add(VECTOR a, VECTOR b)
+{
+    return (VECTOR){_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+}
+
 static inline VECTOR vector_fma(VECTOR a, VECTOR b, VECTOR c)
 {
     return (VECTOR){_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};

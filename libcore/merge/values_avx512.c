@@ -29,6 +29,11 @@ static inline VECTOR vector_splat(float f)
     return _mm512_set1_ps(f);
 }
 
+static inline VECTOR vector_add(VECTOR a, VECTOR b)
+{
+    return _mm512_add_ps(a, b);
+}
+
 static inline VECTOR vector_fma(VECTOR a, VECTOR b, VECTOR c)
 {
     return _mm512_fmadd_ps(a, b, c);

@@ -13,6 +13,7 @@
 
 enum {
     VALUES_PANEL = 32,  // columns of R that lie together
+    VALUES_TERMS = 16,  // products that one float32 sum runs over
     VALUES_ROWS = 6,    // rows of L that share a panel's loads
     VALUES_CHUNK = 512, // columns that are finished at once
     VALUES_GROUP = 192, // rows whose left halves are converted at once
@@ -76,11 +77,13 @@ struct values {
 };
 
 struct values_scratch {
-    void *left; // [VALUES_GROUP][rank] float, or [rank] double
-    size_t left_bytes;
+    void *left;         // [VALUES_GROUP][rank] float, or [rank] double
+    double *exact_left; // [VALUES_GROUP][rank], narrow
+    size_t left_bytes, exact_left_bytes;
     double *row; // [n_cols] sums of one row, wide
     size_t row_n;
     float window[VALUES_GROUP];
+    double left_norm[VALUES_GROUP];
     float delta[VALUES_ROWS * VALUES_CHUNK];
     float w[VALUES_CHUNK], v[VALUES_CHUNK], slack[VALUES_CHUNK], old[VALUES_CHUNK],
         now[VALUES_CHUNK];

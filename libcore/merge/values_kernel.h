@@ -1,7 +1,7 @@
 /*
  * values_kernel: the loops of values, written once. A file that includes this one has set the
  * instruction set by a pragma and defined KERNEL_NAME, KERNEL_TABLE, and VECTOR (16 floats) with
- * vector_zero, vector_load, vector_store, vector_splat and vector_fma.
+ * vector_zero, vector_load, vector_store, vector_splat, vector_add and vector_fma.
  * No loop here may be reordered: the lanes are said in the source.
  */
 #include <math.h>
@@ -12,24 +12,35 @@
 static const float HALF_ULP = 0x1p-24f; // of float32, relative
 static const float TINY = 0x1p-136f;    // what underflow in up to 2^12 terms may cost
 
+/* Sums of VALUES_TERMS products each, added up: the error grows with their number and with that of
+ * the sums, not with the rank. */
 static inline __attribute__((always_inline)) void
 tile(const float *left, size_t n_rows, size_t rank, const float *panel, float *delta)
 {
-    VECTOR acc[VALUES_ROWS][2];
+    VECTOR acc[VALUES_ROWS][2], sum[VALUES_ROWS][2];
     for (size_t i = 0; i < n_rows; i++)
-        acc[i][0] = acc[i][1] = vector_zero();
-    for (size_t k = 0; k < rank; k++) {
-        VECTOR r0 = vector_load(panel + k * VALUES_PANEL);
-        VECTOR r1 = vector_load(panel + k * VALUES_PANEL + 16);
+        sum[i][0] = sum[i][1] = vector_zero();
+    for (size_t k0 = 0; k0 < rank; k0 += VALUES_TERMS) {
+        size_t end = rank - k0 < VALUES_TERMS ? rank : k0 + VALUES_TERMS;
+        for (size_t i = 0; i < n_rows; i++)
+            acc[i][0] = acc[i][1] = vector_zero();
+        for (size_t k = k0; k < end; k++) {
+            VECTOR r0 = vector_load(panel + k * VALUES_PANEL);
+            VECTOR r1 = vector_load(panel + k * VALUES_PANEL + 16);
+            for (size_t i = 0; i < n_rows; i++) {
+                VECTOR l = vector_splat(left[i * rank + k]);
+                acc[i][0] = vector_fma(l, r0, acc[i][0]);
+                acc[i][1] = vector_fma(l, r1, acc[i][1]);
+            }
+        }
         for (size_t i = 0; i < n_rows; i++) {
-            VECTOR l = vector_splat(left[i * rank + k]);
-            acc[i][0] = vector_fma(l, r0, acc[i][0]);
-            acc[i][1] = vector_fma(l, r1, acc[i][1]);
+            sum[i][0] = vector_add(sum[i][0], acc[i][0]);
+            sum[i][1] = vector_add(sum[i][1], acc[i][1]);
         }
     }
     for (size_t i = 0; i < n_rows; i++) {
-        vector_store(delta + i * VALUES_CHUNK, acc[i][0]);
-        vector_store(delta + i * VALUES_CHUNK + 16, acc[i][1]);
+        vector_store(delta + i * VALUES_CHUNK, sum[i][0]);
+        vector_store(delta + i * VALUES_CHUNK + 16, sum[i][1]);
     }
 }
 

@@ -16,26 +16,69 @@ static size_t count_changed16(const uint16_t *a, const void *b, size_t n)
     return changed;
 }
 
-/* Left halves of rows row0… as float32, scaled, and each row's window: a bound of the error of the
- * sum over k is (rank + 6) half ulps times |L row| |R column|. The floor covers factors so small
+/* A row of one pair's L as float64, scaled. */
+static void load_left_row(const struct values_pair *p, size_t row, double *dst)
+{
+    const struct tensor *t = p->left.tensor;
+    size_t first = p->left.offset + row * p->left.row;
+    if (p->left.col == 1) {
+        dtype_to_f64(t->dtype, values_ptr(t->dtype, t->data, first), dst, p->rank);
+    } else {
+        for (size_t k = 0; k < p->rank; k++)
+            dst[k] = values_get(t, first + k * p->left.col);
+    }
+    for (size_t k = 0; k < p->rank; k++)
+        dst[k] *= p->factor;
+}
+
+/* Left halves of rows row0…, scaled, as float32 and as float64, and each row's window: the error of
+ * its sums is at most so many half ulps times |L row| |R column|: one for each product of a sum and
+ * for each sum of them, and some for the rounding of the factors. The floor covers factors so small
  * that float32 holds them inexactly. */
 static void load_left(const struct values *v, struct values_scratch *s, size_t row0, size_t n_rows)
 {
-    float *left = s->left;
+    size_t n_sums = (v->rank + VALUES_TERMS - 1) / VALUES_TERMS;
+    size_t n_terms = v->rank < VALUES_TERMS ? v->rank : VALUES_TERMS;
+    double half_ulps = (double)(n_terms + n_sums + 6);
     for (size_t i = 0; i < n_rows; i++) {
-        double square = 0;
-        for (size_t t = 0; t < v->m.n_pairs; t++) {
-            const struct values_pair *p = &v->m.pairs[t];
-            size_t first = p->left.offset + (row0 + i) * p->left.row;
-            for (size_t k = 0; k < p->rank; k++) {
-                double x = p->factor * values_get(p->left.tensor, first + k * p->left.col);
-                square += x * x;
-                *left++ = (float)x;
-            }
+        double *exact = s->exact_left + i * v->rank, square = 0;
+        float *left = (float *)s->left + i * v->rank;
+        for (size_t t = 0, k = 0; t < v->m.n_pairs; k += v->m.pairs[t++].rank)
+            load_left_row(&v->m.pairs[t], row0 + i, exact + k);
+        for (size_t k = 0; k < v->rank; k++) {
+            square += exact[k] * exact[k];
+            left[k] = (float)exact[k];
         }
-        double norm = sqrt(square) * (1 + 0x1p-20) + 0x1p-120;
-        s->window[i] = (float)(norm * (double)(v->rank + 6) * 0x1p-24 * 1.01);
+        s->left_norm[i] = sqrt(square) * (1 + 0x1p-20) + 0x1p-120;
+        s->window[i] = (float)(s->left_norm[i] * half_ulps * 0x1p-24 * 1.01);
     }
+}
+
+/* A value in doubt once more in float64, from what is packed already; what that leaves open goes
+ * the long way. */
+static int settle_narrow(const struct values *v, const struct values_scratch *s, size_t i_group,
+                         size_t row, size_t j, double w, uint64_t *bits, struct err *err)
+{
+    const double *left = s->exact_left + i_group * v->rank;
+    const float *right = v->packed + j / VALUES_PANEL * v->rank * VALUES_PANEL + j % VALUES_PANEL;
+    double sum[4] = {0};
+    size_t k = 0;
+    for (; k + 4 <= v->rank; k += 4) {
+        for (size_t t = 0; t < 4; t++)
+            sum[t] += left[k + t] * (double)right[(k + t) * VALUES_PANEL];
+    }
+    for (; k < v->rank; k++)
+        sum[0] += left[k] * (double)right[k * VALUES_PANEL];
+    double x = w + ((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    double slack = s->left_norm[i_group] * (double)v->norms[j] * (double)(v->rank + 8) * 0x1p-53 +
+                   fabs(x) * 0x1p-50 + 0x1p-1000;
+    bool is_bf16 = v->m.dtype == DTYPE_BF16;
+    uint16_t low = is_bf16 ? dtype_f64_to_bf16(x - slack) : dtype_f64_to_f16(x - slack);
+    uint16_t high = is_bf16 ? dtype_f64_to_bf16(x + slack) : dtype_f64_to_f16(x + slack);
+    *bits = low;
+    if (low == high && isfinite(w) && values_finite_bits(v->m.dtype, low))
+        return 0;
+    return values_settle(v, row, j, w, 1, bits, err);
 }
 
 static int finish_narrow(const struct values *v, struct values_scratch *s,
@@ -57,7 +100,7 @@ static int finish_narrow(const struct values *v, struct values_scratch *s,
         double w;
         uint64_t bits = 0;
         dtype_to_f64(b->source_dtype, values_ptr(b->source_dtype, source, j), &w, 1);
-        int rc = values_settle(v, b->row0 + i, j0 + j, w, 1, &bits, err);
+        int rc = settle_narrow(v, s, i_group, b->row0 + i, j0 + j, w, &bits, err);
         if (rc)
             return rc;
         s->bits16[j] = (uint16_t)bits;

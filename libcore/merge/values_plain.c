@@ -36,6 +36,13 @@ static inline VECTOR vector_splat(float f)
     return v;
 }
 
+static inline VECTOR vector_add(VECTOR a, VECTOR b)
+{
+    for (int i = 0; i < 16; i++)
+        a.x[i] += b.x[i];
+    return a;
+}
+
 static inline VECTOR vector_fma(VECTOR a, VECTOR b, VECTOR c)
 {
     for (int i = 0; i < 16; i++)
