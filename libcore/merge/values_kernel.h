@@ -3,7 +3,13 @@
  * instruction set by a pragma and defined KERNEL_NAME, KERNEL_TABLE, and VECTOR (16 floats) with
  * vector_zero, vector_load, vector_store, vector_splat, vector_add and vector_fma.
  * No loop here may be reordered: the lanes are said in the source.
+ * alone with: -DVECTOR=float -D'KERNEL_NAME="alone"' -D'vector_zero()=0' -D'vector_splat(f)=(f)'
+ * alone with: -D'KERNEL_TABLE=const struct values_kernels alone' -D'vector_load(p)=(*(p))'
+ * alone with: -D'vector_store(p,v)=(*(p)=(v))' -D'vector_fma(a,b,c)=fmaf(a,b,c)'
  */
+#ifndef LIBCORE_MERGE_VALUES_KERNEL_H
+#define LIBCORE_MERGE_VALUES_KERNEL_H
+
 #include <math.h>
 #include <string.h>
 
@@ -248,3 +254,5 @@ KERNEL_TABLE = {
     .gain64 = gain64,
     .squares64 = squares64,
 };
+
+#endif

@@ -26,7 +26,7 @@ mkdir "$TMP/empty"
 exits 1 "an empty folder" lora import "$TMP/empty"
 like "$ERR" 'adapter_config.json' "…says what was wanted"
 touch "$TMP/x.tar.zst"
-exits 4 "a pack" lora import "$TMP/x.tar.zst"
+exits 5 "an empty pack" lora import "$TMP/x.tar.zst"
 
 fresh; rm "$TMP/a/adapter_model.safetensors"
 exits 1 "a folder without weights" lora import "$TMP/a"
