@@ -43,7 +43,7 @@ LIBCORE := \
     bind_variants config config_rope fingerprint load \
     module) \
   $(addprefix libcore/merge/,blend check combine combine_methods combine_module combine_rest companions each estimate explain \
-    explain_pair extract extract_side factors into_base plan plan_layout plan_tensors random recipe resize stream \
+    explain_pair extract extract_side factors initial into_base plan plan_layout plan_tensors random recipe resize stream \
     stream_block stream_list svd svd_subspace values values_avx2 values_avx512 values_exact values_narrow values_plain \
     values_wide work) \
   $(addprefix libcore/engine/,adapter_load adapter_place adapter_pool admission batch device_pool engine engine_worker \
@@ -63,7 +63,7 @@ CMD := \
   $(addprefix cmd/,main cmd model_ref options options_sources options_value help help_man progress table) \
   $(addprefix cmd/,inspect_info inspect_map inspect_print report) \
   $(addprefix cmd/cmd_,import inspect merge diff serve list run bench tag rm gc fsck export extract resize prompt tokenize env completion version help) \
-  $(addprefix cmd/,base_ref merge_base made_adapter merge_combine merge_explain merge_inputs run_answer run_logits run_prompt) \
+  $(addprefix cmd/,base_ref import_initial merge_base made_adapter merge_combine merge_explain merge_inputs run_answer run_logits run_prompt) \
   $(addprefix cmd/cmd_,pack) \
   $(addprefix cmd/bench/,bench_model bench_steps) \
   $(addprefix cmd/serve/,answer api api_admin api_chat_render api_openai api_sglang api_vllm auth check \

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "cmd/cmd.h"
+#include "cmd/import_initial.h"
 #include "cmd/model_ref.h"
 #include "cmd/progress.h"
 #include "cmd/table.h"
@@ -13,7 +14,7 @@
 #include "libcore/base/thread.h"
 #include "store/import.h"
 
-static const char *name, *tag, *base_ref;
+static const char *name, *tag, *base_ref, *initial_ref;
 static bool recursive, dry_run, copy, deep;
 static struct string_list ignore_fields;
 
@@ -266,8 +267,11 @@ static int import_one(struct session *x, const struct input *in, struct err *err
     if (in->kind == IMPORT_PACK)
         return import_packed(x, in, &opt, err);
     struct import_result r;
-    rc = in->kind == IMPORT_BASE ? import_base(x->s, in->path, &opt, &r, err)
-                                 : import_adapter(x->s, in->path, &opt, &r, err);
+    if (in->kind == IMPORT_BASE)
+        rc = import_base(x->s, in->path, &opt, &r, err);
+    else
+        rc = initial_ref ? import_converted(x->ctx, x->s, initial_ref, in->path, &opt, &r, err)
+                         : import_adapter(x->s, in->path, &opt, &r, err);
     if (rc)
         return rc;
     take_row(x, in->path, &r);
@@ -383,6 +387,12 @@ static const struct option options[] = {
      .value = &base_ref,
      .value_name = "REF",
      .help = "The base of the adapters: they are checked against it, its fingerprint is recorded."},
+    {.long_name = "initial-base",
+     .type = OPTION_STRING,
+     .value = &initial_ref,
+     .value_name = "REF",
+     .help = "For adapters begun with PiSSA or OLoRA: the base before training. They are converted "
+             "to plain LoRA on it, and how far that can differ from what was trained is said."},
     {.long_name = "recursive",
      .short_name = 'r',
      .type = OPTION_FLAG,
@@ -416,7 +426,8 @@ const struct command command_import = {
     .summary = "add adapters or base models to the store",
     .description =
         "PATH is a PEFT folder, a .safetensors file with its adapter_config.json beside it, the\n"
-        "folder of a base checkpoint, a pack (.tar, .tar.zst, .tar.gz, .zip, the folder or tar of "
+        "folder of a base checkpoint, a LoRA file of kohya, diffusers or llama.cpp (.safetensors,\n"
+        ".gguf), an MLX folder, a pack (.tar, .tar.zst, .tar.gz, .zip, the folder or tar of "
         "an\n"
         "OCI layout; - for a tar on standard input), or with --recursive a folder of such "
         "folders.\n"

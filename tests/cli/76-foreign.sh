@@ -41,4 +41,20 @@ for name in system-0 system-2 system-4 eval exec-bare popen nested-loads bad-crc
 done
 like "$(lora import "$G/hostile/system-2.bin" 2>&1)" 'posix\.system' "…the name it would have called is said"
 not_ok "…and nothing was run" test -e /tmp/lora-hostile-was-here
+
+# ---- begun with PiSSA or OLoRA ---------------------------------------------------------------------
+I=$ROOT/tests/golden/initial
+export TMPDIR=$TMP/scratch
+mkdir "$TMPDIR"
+for init in pissa olora pissa-rslora pissa-bf16; do
+    exits 4 "$init, unconverted" lora import "$I/$init/raw" --name "$init"
+    ok "$init, with the base it began from" lora import "$I/$init/raw" --name "$init" --initial-base tinytalk --json
+    like "$ERR" 'converted to plain LoRA of twice the rank, 2 modules.*at most' "…the bound is said"
+    is "$(lora inspect "$init" --json | jsonq .rank)" '[6,6]' "…twice the rank"
+    is "$(lora inspect "$init" --json | jsonq .base.name)" tinytalk "…recorded for that base"
+done
+like "$(lora diff pissa "$I/pissa/converted" --json | jsonq .cosine)" '^(1\.0|0\.99999)' "…it is what PEFT converts it to"
+exits 4 "what is no such adapter" lora import "$TINYTALK/adapters/upper-lora" --name no --initial-base tinytalk
+like "$ERR" 'pissa and olora can' "…says so"
+is "$(ls "$TMPDIR")" "" "no folder is left"
 done_testing
