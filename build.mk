@@ -58,6 +58,7 @@ $(B)/kernels/cpu/isa/isa_amx.o: ALL_CFLAGS += -mavx512f -mavx512bw -mavx512dq -m
 endif
 
 # Merging says fused multiply-add where it means it: without contraction every instruction set gives the same bits.
+$(addprefix $(B)/libcore/merge/,blend.o combine_module.o svd.o svd_subspace.o): ALL_CFLAGS += $(if $(filter release,$(VARIANT)),-O3)
 $(B)/libcore/merge/values%.o: ALL_CFLAGS += $(if $(filter release,$(VARIANT)),-O3) -ffp-contract=off \
   -fno-math-errno -fno-trapping-math
 

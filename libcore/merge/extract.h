@@ -4,7 +4,7 @@
  * Every linear weight that differs gives the leading singular triples of tuned - base (float64 of
  * the stored values). Embeddings, norms, routers and heads of another size that differ become
  * modules_to_save, biases become replaced biases: nothing that differs is dropped. Weights are read
- * from the mapped files in tiles; memory is bounded by the vectors and 64 MB a thread.
+ * from the mapped files in tiles; memory is bounded by the vectors and 256 MB a thread.
  * Thread rule: re-entrant; works on its own threads.
  */
 #ifndef LIBCORE_MERGE_EXTRACT_H

@@ -67,8 +67,9 @@ struct svd_source {
 /*
  * The leading triples that `want` asks for. Small matrices exactly. Others by block subspace
  * iteration (Halko, Martinsson, Tropp 2011, algorithm 4.4), repeated until the energy held stops
- * growing; the residual is measured in a last pass. Memory: the vectors and one tile; matrices of
- * up to 64 MB are read once and kept. ERR_NO_MEMORY, or what rows() returns.
+ * growing; the residual is measured in a last pass. Memory: the vectors, one tile, and matrices of
+ * up to 64 M values, which are read once and kept (those of more than 8 M values in float32);
+ * larger ones are read again for each pass. ERR_NO_MEMORY, or what rows() returns.
  */
 int svd_of_source(struct svd *out, const struct svd_source *source, const struct svd_want *want,
                   struct err *err);
