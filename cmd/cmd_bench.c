@@ -230,7 +230,7 @@ static int run(struct cmd_context *ctx, struct err *err)
 const struct command command_bench = {
     .name = "bench",
     .arguments = "decode|prefill|load",
-    .summary = "Measures steps and loads on this machine, with synthetic models.",
+    .summary = "measure steps and loads on this machine, with synthetic models",
     .description =
         "Builds a base and adapters of a shape out of random numbers and times them through "
         "the back end: decode steps, prefill steps, adapter loads. A line gives the mix of "

@@ -212,6 +212,10 @@ static int export_adapter(struct cmd_context *ctx, struct store *s, const char *
     struct lease *lease = NULL;
     int rc = store_resolve(s, ref, STORE_ADAPTER, &r, err);
     const char *id = r.id;
+    if (rc && file_exists(ref)) {
+        cmd_hint("`lora import %s` puts it there", ref);
+        rc = err_set(err, ERR_NOT_FOUND, "%s: a path; export takes adapters of the store", ref);
+    }
     if (!rc) // gc must not take it meanwhile
         rc = lease_open(&lease, s, "export", &id, 1, err);
     json_t *written = json_array();

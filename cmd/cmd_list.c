@@ -185,9 +185,26 @@ static const char *shown_base(const struct listing *l, const struct store_entry 
     return buf;
 }
 
+/* "q_proj,v_proj" -> "q,v": the names' common ending tells a reader nothing. */
+static const char *shown_targets(const char *targets, char *out, size_t n)
+{
+    static const char ending[] = "_proj";
+    size_t used = 0;
+    while (*targets && used + 1 < n) {
+        bool skip = strncmp(targets, ending, sizeof ending - 1) == 0 &&
+                    (targets[sizeof ending - 1] == ',' || targets[sizeof ending - 1] == '\0');
+        if (skip)
+            targets += sizeof ending - 1;
+        else
+            out[used++] = *targets++;
+    }
+    out[used] = '\0';
+    return out;
+}
+
 static void table_adapter(struct listing *l, const struct store_entry *e)
 {
-    char name[LIMIT_NAME_BYTES + 600], id[13], base[300], rank[32], kinds[160],
+    char name[LIMIT_NAME_BYTES + 600], id[13], base[300], rank[32], kinds[160], targets[1024],
         cells[5][TABLE_CELL_BYTES];
     memcpy(id, e->id, sizeof id - 1);
     id[sizeof id - 1] = '\0';
@@ -198,7 +215,8 @@ static void table_adapter(struct listing *l, const struct store_entry *e)
     table_row(
         l->table,
         (const char *[]){shown_name(e, name, sizeof name), id, shown_base(l, e, base, sizeof base),
-                         rank, adapter_kinds_text(e->kinds, kinds, sizeof kinds), e->targets,
+                         rank, adapter_kinds_text(e->kinds, kinds, sizeof kinds),
+                         shown_targets(e->targets, targets, sizeof targets),
                          table_count(cells[0], e->n_parameters),
                          table_bytes(cells[1], e->disk_bytes), table_bytes(cells[2], e->host_bytes),
                          table_bytes(cells[3], e->device_bytes), table_age(cells[4], e->created)});

@@ -546,7 +546,7 @@ static int run(struct cmd_context *ctx, struct err *err)
 const struct command command_run = {
     .name = "run",
     .arguments = "MODEL [PROMPT]",
-    .summary = "One answer, without a server",
+    .summary = "one answer, without a server",
     .description = "Loads the base and the adapters, answers the prompt and streams the text. The "
                    "chat template is used when the model has one; --raw sends the words as they "
                    "are.",

@@ -38,7 +38,7 @@ static int run(struct cmd_context *ctx, struct err *err)
 const struct command command_serve = {
     .name = "serve",
     .arguments = "[MODEL]",
-    .summary = "Serve a base and many adapters to OpenAI and SGLang clients",
+    .summary = "serve a base and many adapters to OpenAI and SGLang clients",
     .description =
         "Starts an HTTP server over one base model. Every adapter on offer is a model of its own "
         "name; requests for different adapters share one batch.\n"

@@ -104,6 +104,21 @@ static int unknown_command(const char *name, struct err *err)
     return err_set(err, ERR_USAGE, "lora has no command '%s'", name);
 }
 
+/* What helps after most errors of this sort, where the command knew nothing better. */
+static void hint_by_code(const struct command *command, int rc, const struct err *err)
+{
+    if (cmd_hint_text())
+        return;
+    if (rc == ERR_USAGE)
+        cmd_hint("see `lora %s --help`", command->name);
+    else if (rc == ERR_NOT_FOUND && strstr(err->msg, "in the store"))
+        cmd_hint("`lora list` shows what the store has");
+    else if (rc == ERR_CORRUPT)
+        cmd_hint("the file is damaged or half written: fetch or make it again");
+    else if (rc == ERR_LOCKED)
+        cmd_hint("wait for the process that holds the store, and try again");
+}
+
 static int run_command(const struct command *command, int argc, char **argv, struct err *err)
 {
     struct cmd_context ctx;
@@ -112,8 +127,7 @@ static int run_command(const struct command *command, int argc, char **argv, str
         options_help(command, stdout);
     else if (!rc)
         rc = command->run(&ctx, err);
-    else if (rc == ERR_USAGE && !cmd_hint_text())
-        cmd_hint("see `lora %s --help`", command->name);
+    hint_by_code(command, rc, err);
     options_release(&ctx);
     return rc;
 }

@@ -25,13 +25,15 @@ mkdir -p "$WORK"
 
 say "1. A base model of 5 million parameters and eight adapters into a store"
 echo "   \$ lora import examples/tinytalk/base --name tinytalk"
-$LORA import "$HERE/base" --name tinytalk
+$LORA import "$HERE/base" --name tinytalk -q >/dev/null
 echo "   \$ lora import --recursive examples/tinytalk/adapters"
-$LORA import --recursive "$HERE/adapters"
+$LORA import --recursive "$HERE/adapters" -q >/dev/null
+echo "   \$ lora list"
 $LORA list
 
 say "2. One server over all of them"
 echo "   \$ lora serve --model tinytalk"
+: >"$WORK/server.log"
 $LORA serve --model tinytalk --port 0 --trace "$WORK/trace.jsonl" >"$WORK/server.log" 2>&1 &
 SERVER=$!
 tries=0

@@ -54,12 +54,12 @@ static bool show(const struct load_options *o, const struct question *q, const j
     const char *want = expected ? wanted(expected, o->prompt, q->model) : NULL;
     const char *got = strbuf_text(&q->answer);
     bool good = !expected || (want && strcmp(want, got) == 0);
-    printf("  %-14s %-48s %s\n", q->model, got,
+    printf("   %-14s %-24s %s\n", q->model, got,
            !expected ? ""
-           : good    ? "as PEFT answers"
+           : good    ? "= transformers and PEFT"
                      : "WRONG");
     if (!good)
-        printf("  %-14s %s\n", "  wanted", want ? want : "(no expected answer)");
+        printf("   %-14s %s\n", "  wanted", want ? want : "(no expected answer)");
     return good;
 }
 
@@ -81,7 +81,8 @@ int load_ask(const struct load_options *o)
     }
     http_client_run(c, 0);
     bool good = n > 0;
-    printf("\n  %-14s %s\n", "asked", o->prompt);
+    printf("\n   %-14s “%s”\n   ────────────── ────────────────────────%s\n", "MODEL", o->prompt,
+           expected ? " ───────────────────────" : "");
     for (size_t i = 0; i < n; i++) {
         read_answer(&questions[i]);
         good = show(o, &questions[i], expected) && good;
