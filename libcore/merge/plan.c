@@ -124,7 +124,7 @@ static int bind_one(struct planner *k, size_t idx)
 
 // ---- estimates ----------------------------------------------------------------------------------
 
-enum { BUFFER_BYTES = 4 << 20, SPARE_BUFFERS = 3, SCRATCH_BYTES = 3 << 20, REST_BYTES = 16 << 20 };
+enum { BUFFER_BYTES = 1 << 20, SPARE_BUFFERS = 3, SCRATCH_BYTES = 3 << 20, REST_BYTES = 16 << 20 };
 
 /* Packed factors of the two largest changed tensors side by side, a buffer and scratch for each
  * thread, and the program. */

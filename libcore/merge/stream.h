@@ -1,8 +1,8 @@
 /*
  * stream: moves a base's tensors into the shards of the result, block by block, adding on the way
  * what the plan says. Reading ahead, arithmetic (n_threads of it), writing behind and syncing run
- * beside each other; memory is a few blocks of 4 MiB and the packed factors of the tensor in hand.
- * What is untouched is copied inside the kernel where that works.
+ * beside each other; memory is a few blocks of half a MiB and the packed factors of the tensor in
+ * hand. What is untouched is copied inside the kernel where that works.
  */
 #ifndef LIBCORE_MERGE_STREAM_H
 #define LIBCORE_MERGE_STREAM_H

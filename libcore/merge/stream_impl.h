@@ -11,7 +11,7 @@
 #include "libcore/merge/stream.h"
 
 enum {
-    STREAM_BLOCK_BYTES = 4 << 20,
+    STREAM_BLOCK_BYTES = 512 << 10, // stays in a core's cache from read to write
     STREAM_RUN_BYTES = 256 << 20,   // untouched neighbours that are one piece of work
     STREAM_AHEAD_BYTES = 64 << 20,  // asked for before their turn
     STREAM_BEHIND_BYTES = 32 << 20, // written before the system is asked to put it on disk
