@@ -95,39 +95,9 @@ static double epsilon(struct op_session *s)
     return strcmp(s->m->isa->name, "amx") == 0 ? 0x1p-22 : 0x1p-24;
 }
 
-enum { READ_BYTES = 512 << 20, READ_TRIES = 5 };
-
-struct read_run {
-    const struct isa_table *isa;
-    const float *data;
-    _Atomic uint32_t sink; // keeps the reads alive
-};
-
-static void read_range(void *arg, size_t begin, size_t end, unsigned thread_idx)
-{
-    struct read_run *r = arg;
-    (void)thread_idx;
-    if (r->isa->max(r->data + begin, end - begin) > 0)
-        r->sink++;
-}
-
 static double read_bandwidth(struct op_session *s)
 {
-    size_t n = READ_BYTES / sizeof(float);
-    float *data = sys_calloc(n, sizeof *data);
-    uint64_t best = UINT64_MAX;
-    if (!data)
-        return 0;
-    memset(data, 0xFF, READ_BYTES); // pages of its own, not the zero page
-    struct read_run r = {.isa = s->m->isa, .data = data};
-    for (int i = 0; i < READ_TRIES; i++) {
-        uint64_t start = thread_now_ns();
-        worker_pool_run(s->m->pool, n, 4096, read_range, &r);
-        uint64_t taken = thread_now_ns() - start;
-        best = taken < best ? taken : best;
-    }
-    sys_free(data);
-    return READ_BYTES / ((double)best * 1e-9);
+    return cpu_read_bandwidth(s->m->isa, s->m->pool);
 }
 
 const struct op_access cpu_op_access = {

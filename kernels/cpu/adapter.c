@@ -3,13 +3,14 @@
  *
  * image = header, one record a part, then the data: A as rows, B as panels (isa/isa.h), vectors in
  * float32. Data is laid in units (a row of A, a panel of B, a whole vector) that never straddle two
- * chunks of 2 MiB, so the image goes into any chunks and the kernels find a unit by struct
- * cpu_piece. A and B keep the file's type when it is BF16, F16 or F32; others become F32.
+ * chunks of 2 MiB (kernels/image.h), so the image goes into any chunks and the kernels find a unit
+ * by struct cpu_piece. A and B keep the file's type when it is BF16, F16 or F32; others become F32.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/cpu/cpu_impl.h"
+#include "kernels/image.h"
 #include "libcore/base/sys.h"
 
 enum { IMAGE_MAGIC = 0x4C50414C };
@@ -19,11 +20,6 @@ struct image_header {
     uint64_t size;
 };
 
-struct image_piece {
-    uint64_t offset; // of unit 0 in the image
-    uint32_t n_units, unit;
-};
-
 struct image_record {
     uint32_t kind, site, norm, layer, row0, d_out, d_in, rank, n_experts, a_dtype, b_dtype, n_rows;
     float scale;
@@ -31,45 +27,12 @@ struct image_record {
     struct image_piece a, b, gain, bias, lora_bias, row_ids, rows;
 };
 
-// ---- placing units
-// -------------------------------------------------------------------------------
-
-static uint64_t align_up(uint64_t n, uint64_t to)
+static void *unit_at(void *image, const struct image_piece *p, uint64_t u)
 {
-    return (n + to - 1) / to * to;
+    return (char *)image + image_unit_offset(p, u);
 }
 
-static uint64_t place_units(uint64_t *end, struct image_piece *p, uint64_t unit, uint64_t n_units)
-{
-    *p = (struct image_piece){0, (uint32_t)n_units, (uint32_t)unit};
-    if (n_units == 0 || unit == 0)
-        return *end;
-    uint64_t at = align_up(*end, CPU_ALIGN), left = BACKEND_CHUNK_BYTES - at % BACKEND_CHUNK_BYTES;
-    if (left < unit)
-        at += left;
-    p->offset = at;
-    uint64_t n_first = (BACKEND_CHUNK_BYTES - at % BACKEND_CHUNK_BYTES) / unit;
-    if (n_units <= n_first)
-        return *end = at + n_units * unit;
-    uint64_t per_chunk = BACKEND_CHUNK_BYTES / unit, rest = n_units - n_first;
-    uint64_t last = (rest - 1) / per_chunk;
-    at = align_up(at + 1, BACKEND_CHUNK_BYTES) + last * BACKEND_CHUNK_BYTES;
-    return *end = at + (rest - last * per_chunk) * unit;
-}
-
-/* Where unit u lies when the chunks follow each other, as in the image. */
-static char *image_unit(void *image, const struct image_piece *p, uint64_t u)
-{
-    uint64_t n_first = (BACKEND_CHUNK_BYTES - p->offset % BACKEND_CHUNK_BYTES) / p->unit;
-    if (u < n_first)
-        return (char *)image + p->offset + u * p->unit;
-    uint64_t per_chunk = BACKEND_CHUNK_BYTES / p->unit, r = u - n_first;
-    return (char *)image + align_up(p->offset + 1, BACKEND_CHUNK_BYTES) +
-           r / per_chunk * BACKEND_CHUNK_BYTES + r % per_chunk * p->unit;
-}
-
-// ---- the plan: records with the places of their data
-// ---------------------------------------------
+// ---- the plan: records with the places of their data -------------------------------------------
 
 /* How a stored type of A and B is kept. */
 static enum dtype stored_dtype(enum dtype t)
@@ -91,12 +54,14 @@ static uint32_t count_records(const struct device_model *m, const struct bound_a
     return n;
 }
 
-static void plan_vector(uint64_t *end, struct image_piece *p, bool present, uint64_t n)
+static int plan_vector(uint64_t *end, struct image_piece *p, bool present, uint64_t n,
+                       struct err *err)
 {
-    place_units(end, p, n * sizeof(float), present ? 1 : 0);
+    return image_place(end, p, n * sizeof(float), present, err);
 }
 
-static void plan_record(struct image_record *r, const struct bound_part *p, uint64_t *end)
+static int plan_record(struct image_record *r, const struct bound_part *p, uint64_t *end,
+                       struct err *err)
 {
     const struct adapter_module *mod = p->module;
     const struct weight_place *place = &p->target->place;
@@ -119,19 +84,23 @@ static void plan_record(struct image_record *r, const struct bound_part *p, uint
         r->d_out = (uint32_t)p->target->d_in;
         r->d_in = (uint32_t)(mod->rank ? mod->a.shape[1] : 0);
     }
+    int rc = 0;
     if (mod->rank > 0) {
-        uint32_t a_unit = mod->embedding ? mod->rank : r->d_in;
-        uint32_t n_units = mod->embedding ? r->d_in : mod->rank * n_experts;
-        uint32_t n_panels = (r->d_out + ISA_PANEL - 1) / ISA_PANEL * n_experts;
-        place_units(end, &r->a, (uint64_t)a_unit * dtype_bits((enum dtype)r->a_dtype) / 8, n_units);
-        place_units(end, &r->b, isa_panel_bytes((enum dtype)r->b_dtype, mod->rank), n_panels);
+        uint64_t a_unit = mod->embedding ? mod->rank : r->d_in;
+        uint64_t n_units = mod->embedding ? r->d_in : (uint64_t)mod->rank * n_experts;
+        uint64_t n_panels = (uint64_t)(r->d_out + ISA_PANEL - 1) / ISA_PANEL * n_experts;
+        rc = image_place(end, &r->a, a_unit * dtype_bits((enum dtype)r->a_dtype) / 8, n_units, err);
+        rc = rc ? rc
+                : image_place(end, &r->b, isa_panel_bytes((enum dtype)r->b_dtype, mod->rank),
+                              n_panels, err);
     }
-    plan_vector(end, &r->gain, p->gain != NULL, r->d_out);
-    plan_vector(end, &r->bias, tensor_present(&mod->bias), r->d_out);
-    plan_vector(end, &r->lora_bias, tensor_present(&mod->lora_bias), r->d_out);
-    plan_vector(end, &r->row_ids, mod->n_rows > 0, mod->n_rows);
-    if (mod->n_rows > 0)
-        place_units(end, &r->rows, (uint64_t)mod->rows.shape[1] * sizeof(float), mod->n_rows);
+    rc = rc ? rc : plan_vector(end, &r->gain, p->gain != NULL, r->d_out, err);
+    rc = rc ? rc : plan_vector(end, &r->bias, tensor_present(&mod->bias), r->d_out, err);
+    rc = rc ? rc : plan_vector(end, &r->lora_bias, tensor_present(&mod->lora_bias), r->d_out, err);
+    rc = rc ? rc : plan_vector(end, &r->row_ids, mod->n_rows > 0, mod->n_rows, err);
+    if (rc == 0 && mod->n_rows > 0)
+        rc = image_place(end, &r->rows, mod->rows.shape[1] * sizeof(float), mod->n_rows, err);
+    return rc;
 }
 
 /* The same rows under a tied head. */
@@ -169,20 +138,21 @@ static int make_plan(const struct device_model *m, const struct bound_adapter *b
     if (!r)
         return err_set(err, ERR_NO_MEMORY, "no memory to plan an adapter's image");
     uint64_t end = sizeof(struct image_header) + (uint64_t)n * sizeof *r;
-    for (size_t i = 0; i < b->n_parts; i++) {
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < b->n_parts; i++) {
         const struct bound_part *p = &b->parts[i];
         bool needs_gain = tensor_present(&p->module->magnitude);
         if (needs_gain && !p->gain)
             return err_set(err, ERR_INTERNAL, "%s: packed before its gains were set",
                            p->module->name);
-        plan_record(&r[at++], p, &end);
+        rc = plan_record(&r[at++], p, &end, err);
         if (is_tied_rows(m, p)) {
             r[at] = tied_record(&r[at - 1]);
             at++;
         }
     }
     *size = end;
-    return 0;
+    return rc;
 }
 
 int cpu_adapter_pack_size(struct backend *be, const struct device_model *m,
@@ -195,8 +165,7 @@ int cpu_adapter_pack_size(struct backend *be, const struct device_model *m,
     return rc;
 }
 
-// ---- writing
-// -------------------------------------------------------------------------------------
+// ---- writing -----------------------------------------------------------------------------------
 
 /* Value (i, j) of a float tensor [., n_cols], as the stored type `t`, to dst. */
 static void copy_value(const struct tensor *src, uint64_t idx, enum dtype t, void *dst)
@@ -225,11 +194,11 @@ static void write_a(void *image, const struct image_record *r, const struct adap
     size_t bytes = dtype_bits(t) / 8;
     if (!mod->embedding) {
         for (uint32_t u = 0; u < r->a.n_units; u++)
-            copy_values(&mod->a, (uint64_t)u * r->d_in, r->d_in, t, image_unit(image, &r->a, u));
+            copy_values(&mod->a, (uint64_t)u * r->d_in, r->d_in, t, unit_at(image, &r->a, u));
         return;
     }
     for (uint32_t u = 0; u < r->a.n_units; u++) {
-        char *to = image_unit(image, &r->a, u);
+        char *to = unit_at(image, &r->a, u);
         for (uint32_t i = 0; i < r->rank; i++)
             copy_value(&mod->a, (uint64_t)i * r->d_in + u, t, to + i * bytes);
     }
@@ -243,10 +212,10 @@ static void write_b(void *image, const struct image_record *r, const struct adap
     uint32_t n_experts = r->n_experts ? r->n_experts : 1;
     uint32_t n_panels = (r->d_out + ISA_PANEL - 1) / ISA_PANEL;
     for (uint32_t u = 0; u < r->b.n_units; u++)
-        memset(image_unit(image, &r->b, u), 0, r->b.unit);
+        memset(unit_at(image, &r->b, u), 0, r->b.unit);
     for (uint32_t e = 0; e < n_experts; e++) {
         for (uint32_t o = 0; o < r->d_out; o++) {
-            char *panel = image_unit(image, &r->b, e * n_panels + o / ISA_PANEL);
+            char *panel = unit_at(image, &r->b, e * n_panels + o / ISA_PANEL);
             for (uint32_t i = 0; i < r->rank; i++) {
                 char value[4];
                 copy_value(&mod->b, ((uint64_t)o * r->rank + i) * n_experts + e, t, value);
@@ -266,16 +235,16 @@ static void write_record(void *image, const struct image_record *r, const struct
         write_b(image, r, mod);
     }
     if (r->gain.n_units)
-        memcpy(image_unit(image, &r->gain, 0), p->gain, r->d_out * sizeof(float));
+        memcpy(unit_at(image, &r->gain, 0), p->gain, r->d_out * sizeof(float));
     if (r->bias.n_units)
-        copy_values(&mod->bias, 0, r->d_out, DTYPE_F32, image_unit(image, &r->bias, 0));
+        copy_values(&mod->bias, 0, r->d_out, DTYPE_F32, unit_at(image, &r->bias, 0));
     if (r->lora_bias.n_units)
-        copy_values(&mod->lora_bias, 0, r->d_out, DTYPE_F32, image_unit(image, &r->lora_bias, 0));
+        copy_values(&mod->lora_bias, 0, r->d_out, DTYPE_F32, unit_at(image, &r->lora_bias, 0));
     if (r->row_ids.n_units)
-        memcpy(image_unit(image, &r->row_ids, 0), mod->row_ids, r->n_rows * sizeof(uint32_t));
+        memcpy(unit_at(image, &r->row_ids, 0), mod->row_ids, r->n_rows * sizeof(uint32_t));
     for (uint32_t u = 0; u < r->rows.n_units; u++) {
         uint64_t dim = r->rows.unit / sizeof(float);
-        copy_values(&mod->rows, u * dim, dim, DTYPE_F32, image_unit(image, &r->rows, u));
+        copy_values(&mod->rows, u * dim, dim, DTYPE_F32, unit_at(image, &r->rows, u));
     }
 }
 
@@ -304,8 +273,7 @@ int cpu_adapter_pack(struct backend *be, const struct device_model *m,
     return rc;
 }
 
-// ---- loading
-// -------------------------------------------------------------------------------------
+// ---- loading -----------------------------------------------------------------------------------
 
 /* A piece in the slot's chunks, checked against the image's size. */
 static int bind_piece(const struct cpu_slot *s, const struct image_piece *p, uint64_t size,
@@ -314,18 +282,14 @@ static int bind_piece(const struct cpu_slot *s, const struct image_piece *p, uin
     *out = (struct cpu_piece){0};
     if (p->n_units == 0)
         return 0;
-    if (p->unit == 0 || p->unit > BACKEND_CHUNK_BYTES || p->offset >= size)
+    if (!image_piece_fits(p, size))
         return ERR_CORRUPT;
     uint64_t chunk = p->offset / BACKEND_CHUNK_BYTES;
     uint64_t n_first = (BACKEND_CHUNK_BYTES - p->offset % BACKEND_CHUNK_BYTES) / p->unit;
-    uint64_t per_chunk = BACKEND_CHUNK_BYTES / p->unit;
-    uint64_t n_more = p->n_units > n_first ? (p->n_units - n_first + per_chunk - 1) / per_chunk : 0;
-    if (n_first == 0 || chunk + n_more >= (size + BACKEND_CHUNK_BYTES - 1) / BACKEND_CHUNK_BYTES)
-        return ERR_CORRUPT;
     *out = (struct cpu_piece){.first = s->chunks[chunk] + p->offset % BACKEND_CHUNK_BYTES,
                               .rest = s->chunks + chunk + 1,
                               .n_first = (uint32_t)(n_first < p->n_units ? n_first : p->n_units),
-                              .per_chunk = (uint32_t)per_chunk,
+                              .per_chunk = (uint32_t)(BACKEND_CHUNK_BYTES / p->unit),
                               .n_units = p->n_units,
                               .unit = p->unit};
     return 0;

@@ -133,6 +133,7 @@ const struct backend_ops backend_cpu_ops = {
     .adapter_unload = cpu_adapter_unload,
     .step_submit = cpu_step_submit,
     .step_result = cpu_step_result,
+    .read_bandwidth = cpu_backend_read_bandwidth,
     .math = &cpu_math,
     .op_access = &cpu_op_access,
 };

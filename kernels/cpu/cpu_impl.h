@@ -18,7 +18,7 @@
 #include "libcore/base/thread.h"
 
 enum {
-    CPU_LAYOUT_VERSION = 1,
+    CPU_LAYOUT_VERSION = 2,
     CPU_IN_FLIGHT = 2,
     CPU_SITE_PARTS = 3,
     CPU_ALIGN = 64,
@@ -321,5 +321,9 @@ static inline size_t cpu_out_stride(const struct device_model *m, enum site site
 extern const struct op_table cpu_ops;
 extern const struct op_access cpu_op_access;
 extern const struct backend_math cpu_math;
+
+/* Bytes a second that the pool's threads read of a buffer beyond every cache; 0: no memory. */
+double cpu_read_bandwidth(const struct isa_table *isa, struct worker_pool *pool);
+int cpu_backend_read_bandwidth(struct backend *be, double *bytes_per_s, struct err *err);
 
 #endif
