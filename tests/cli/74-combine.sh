@@ -113,6 +113,36 @@ exits 4 "DoRA" lora merge sort-lora upper-lora --name no
 like "$ERR" 'sort-lora:.*DoRA.*merge the adapters into the base instead' "…is refused with the way out"
 exits 1 "nothing of it is in the store" lora inspect no
 
+# Merged into the base, the combination is what its adapters are when they are merged at once: the same bytes but where
+# float32 factors fall on the other side of a rounding of bf16, which is at most one step.
+cat >"$TMP/steps.py" <<'PY'
+import json, struct, sys
+def read(p):
+    d = open(p + "/model.safetensors", "rb").read()
+    n = struct.unpack("<Q", d[:8])[0]
+    return {k: d[8 + n + v["data_offsets"][0]:8 + n + v["data_offsets"][1]]
+            for k, v in json.loads(d[8:8 + n]).items() if k != "__metadata__"}
+a, b, base = map(read, sys.argv[1:4])
+assert a.keys() == b.keys()
+off = far = changed = 0
+for k in a:
+    n = len(a[k]) // 2
+    for p, q in zip(struct.unpack("<%dH" % n, a[k]), struct.unpack("<%dH" % n, b[k])):
+        off += p != q
+        far += abs(p - q) > 1
+    changed += a[k] != base[k]
+print("right" if changed > 20 and off < 500 and far == 0 else (changed, off, far))
+PY
+both_ways() { # NAME ADAPTER…: combined then merged, and merged at once
+    local name=$1
+    shift
+    lora merge "$name" --output "$TMP/$name-1" >/dev/null && lora merge "$@" --base tinytalk --output "$TMP/$name-2" >/dev/null &&
+        python3 "$TMP/steps.py" "$TMP/$name-1" "$TMP/$name-2" "$TINYTALK/base"
+    rm -rf "$TMP/$name-1" "$TMP/$name-2"
+}
+is "$(both_ways mixed upper-lora=0.5 math-lora reverse-lora=-1 count-lora=2)" right "the combination merged is its adapters merged"
+is "$(both_ways saved last-lora upper-lora=0.5)" right "…with whole weights, too"
+
 # It answers: the combination at weight 1 of one adapter is that adapter.
 ok "one adapter at weight 1" lora merge upper-lora --name alone --method ties --density 1
 is "$(lora run tinytalk --adapter alone "hot sheet gush")" "HOT SHEET GUSH" "…answers as it does"
