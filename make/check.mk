@@ -2,8 +2,8 @@
 # tests/select.sh ("tiers: …" near its top).
 
 TEST_TOOLS := $(B)/tests/lib/jsonq $(B)/tests/lib/http_load $(B)/tests/lib/golden_run
-SHELL_TESTS := $(sort $(wildcard tests/cli/[0-9]*.sh tests/*_test.sh tests/check_headers.sh tests/check_format.sh \
-                 tests/crash/*.sh tests/web/*.sh))
+SHELL_TESTS := $(sort $(filter-out %_lib.sh,$(wildcard tests/cli/[0-9]*.sh tests/*_test.sh tests/check_headers.sh \
+                 tests/check_format.sh tests/crash/*.sh tests/web/*.sh)))
 CLIENT_TESTS := $(sort $(wildcard tests/clients/test_*.py))
 C_TESTS := $(sort $(patsubst $(B)/%,%.c,$(TESTS_C)))
 FUZZ := $(patsubst %.c,$(B)/%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))

@@ -10,6 +10,10 @@ ask() { # MODEL -> OUT is the answer
 }
 models() { http GET /v1/models; printf '%s' "$OUT" | grep -o '"id":"[a-z:0-9-]*","object":"model"' | sed 's/"id":"//; s/",.*//' | tr '\n' ' '; }
 metric() { http_load metric --port "$PORT" "$1"; }
+offered() { [ "$(models)" = "$1" ]; }
+# The request of process $1 runs, or has come and gone.
+started() { metric_is vllm:num_requests_running -eq 1 || ! kill -0 "$1" 2>/dev/null; }
+metric_is() { [ "$(metric "$1")" "$2" "$3" ]; }
 
 # ---- all of the store
 run lora import "$BASE" --name tinytalk
@@ -25,7 +29,7 @@ run lora import "$A/reverse-lora" --name back
 run lora import "$A/sort-lora" --name shout --force
 run lora rm shout:v2
 kill -HUP "$SERVER_PID"
-for _ in $(seq 50); do [ "$(models)" = "tinytalk shout back " ] && break; sleep 0.1; done
+eventually offered "tinytalk shout back "
 is "$(models)" "tinytalk shout back " "SIGHUP reads the names again"
 ask back; is "$OUT" "gush sheet hot" "a new name"
 ask shout; is "$OUT" "gush hot sheet" "an old name means its new content"
@@ -33,7 +37,8 @@ ask shout; is "$OUT" "gush hot sheet" "an old name means its new content"
 ok "gc beside it" lora gc
 ask back; is "$OUT" "gush sheet hot" "takes nothing that is served"
 run lora rm back; run lora gc
-kill -HUP "$SERVER_PID"; sleep 0.5
+kill -HUP "$SERVER_PID"
+eventually offered "tinytalk shout "
 http POST /v1/load_lora_adapter '{"lora_name":"loud","lora_path":"shout"}'
 is "$STATUS:$OUT" "200:Success: LoRA adapter 'loud' added successfully." "a name of the store is loaded by request"
 ask loud; is "$OUT" "gush hot sheet" "and answers"
@@ -73,7 +78,7 @@ ask y; is "$STATUS" 200 "the old content lives on under its other name" || true
 # Unloading a busy adapter lets its request finish.
 curl -s "$URL/v1/completions" -d '{"model":"sort","prompt":"hot","max_tokens":400,"ignore_eos":true,"temperature":0}' >"$TMP/busy" &
 BUSY=$!
-for _ in $(seq 100); do [ "$(metric vllm:num_requests_running)" = 1 ] && break; sleep 0.02; done
+eventually started $BUSY
 http POST /v1/unload_lora_adapter '{"lora_name":"sort"}'
 is "$STATUS:$OUT" "200:Success: LoRA adapter 'sort' removed successfully." "unload of a busy adapter"
 ask sort; is "$STATUS" 404 "is seen at once"
@@ -81,16 +86,20 @@ wait $BUSY
 is "$(json "$(cat "$TMP/busy")" .usage.completion_tokens)" 400 "and its request finishes"
 http POST /v1/unload_lora_adapter '{"lora_name":"sort"}'; is "$STATUS $(json "$OUT" .error.message)" "404 The lora adapter 'sort' cannot be found." "unload twice"
 http POST /unload_lora_adapter '{"lora_name":"x"}'; is "$STATUS $(json "$OUT" .success)" "200 true" "SGLang's unload"
-for _ in $(seq 50); do [ "$(metric vllm:num_gpu_loaded_lora_adapters)" -le 1 ] && break; sleep 0.1; done
+eventually metric_is vllm:num_gpu_loaded_lora_adapters -le 1
 ok "what nobody names or uses has left the device" test "$(metric vllm:num_gpu_loaded_lora_adapters)" -le 1
 
 # Clients that leave.
 LONG='{"prompt":"hot","max_tokens":900,"ignore_eos":true,"temperature":0'
 cancelled=$(metric lora_cancelled_total) before=$(metric lora_steps_total)
 for body in "$LONG}" "$LONG,\"stream\":true}"; do
-    curl -s -m 0.1 -o /dev/null "$URL/v1/completions" -d "$body"
+    curl -s -o /dev/null "$URL/v1/completions" -d "$body" &
+    BUSY=$!
+    eventually started $BUSY
+    kill -KILL $BUSY; { wait $BUSY; } 2>/dev/null
 done
-for _ in $(seq 50); do [ "$(metric lora_cancelled_total)" -eq $((cancelled + 2)) ] && break; sleep 0.05; done
+eventually metric_is lora_cancelled_total -eq $((cancelled + 2))
+eventually metric_is vllm:num_requests_running -eq 0
 is "$(metric lora_cancelled_total)" $((cancelled + 2)) "a client that leaves ends its sequence, streaming or not"
 is "$(metric vllm:num_requests_running)" 0 "nothing runs any more"
 steps=$(($(metric lora_steps_total) - before))
@@ -110,7 +119,7 @@ serve_stop
 serve_start --model "$BASE" --served-model-name tinytalk || { done_testing; exit; }
 curl -s "$URL/v1/completions" -d '{"prompt":"hot","max_tokens":300,"ignore_eos":true,"temperature":0}' >"$TMP/drained" &
 BUSY=$!
-for _ in $(seq 100); do [ "$(metric vllm:num_requests_running)" = 1 ] && break; sleep 0.02; done
+eventually started $BUSY
 serve_stop
 is "$STATUS" 0 "SIGTERM ends the server well"
 wait $BUSY

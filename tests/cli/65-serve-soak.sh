@@ -16,7 +16,8 @@ ok "64 clients stream for $SECONDS_LONG s: no error, memory grows by 2 % at most
 note "$OUT"
 ok "an eighth of them leaves early" soak --seconds $((SECONDS_LONG / 4 + 2)) --leave
 note "$OUT"
-for _ in $(seq 50); do [ "$(metric vllm:num_requests_running)" = 0 ] && break; sleep 0.05; done
+idle() { [ "$(metric vllm:num_requests_running) $(metric vllm:num_requests_waiting)" = "0 0" ]; }
+eventually idle
 is "$(metric vllm:num_requests_running) $(metric vllm:num_requests_waiting)" "0 0" "nothing of theirs stays behind"
 ok "$(metric lora_cancelled_total) sequences were ended early" test "$(metric lora_cancelled_total)" -gt 0
 ok "a client that leaves is worked for two steps at most, streaming or not" http_load leave --port "$PORT"

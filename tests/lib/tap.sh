@@ -13,6 +13,7 @@
 #   serve_start ARGS…         starts `lora serve ARGS` on a free port, waits for /health; sets URL, SERVER_PID,
 #                             SERVER_LOG; fails the test and returns 1 when it does not come up
 #   serve_stop                SIGTERM, waits; sets STATUS to its exit status
+#   eventually COMMAND…       tries the command until it succeeds, for WAIT_S (120) seconds; a busy machine is slow
 #   http METHOD PATH [BODY] [curl options…]   sets STATUS (the HTTP status), OUT (body) and HEADERS
 #
 # A test runs with its own HOME, XDG folders, HF_HOME and LORA_STORE under TMP, which is removed at its end.
@@ -114,15 +115,31 @@ free_port() {
     echo "$port"
 }
 
+eventually() {
+    local end=$((SECONDS + ${WAIT_S:-120}))
+    until "$@"; do
+        [ $SECONDS -lt $end ] || return 1
+        sleep 0.02
+    done
+}
+
 serve_start() {
-    local i
+    local end=$((SECONDS + ${SERVE_WAIT_S:-300})) tries=0
     PORT=$(free_port)
     URL=http://127.0.0.1:$PORT
     SERVER_LOG=$TMP/server.log
     lora serve --port "$PORT" "$@" >"$SERVER_LOG" 2>&1 </dev/null &
     SERVER_PID=$!
-    for ((i = 0; i < ${SERVE_WAIT_S:-60} * 10; i++)); do
-        kill -0 "$SERVER_PID" 2>/dev/null || break
+    while [ $SECONDS -lt $end ]; do
+        if ! kill -0 "$SERVER_PID" 2>/dev/null; then
+            # Another test may have taken the port since it was looked for.
+            grep -q 'in use' "$SERVER_LOG" && [ $((tries += 1)) -le 3 ] || break
+            wait "$SERVER_PID"
+            PORT=$(free_port)
+            URL=http://127.0.0.1:$PORT
+            lora serve --port "$PORT" "$@" >"$SERVER_LOG" 2>&1 </dev/null &
+            SERVER_PID=$!
+        fi
         [ "$(curl -s -o /dev/null -w '%{http_code}' "$URL/health" 2>/dev/null)" = 200 ] && return 0
         sleep 0.1
     done

@@ -139,12 +139,12 @@ static inline int job_submit(struct rig *r, struct job *j, struct err *err)
     return engine_submit(r->engine, &j->request, &j->id, err);
 }
 
-/* Waits for the end; false after half a minute. */
+/* Waits for the end; false after five minutes: the machine may be busy. */
 static inline bool job_wait(struct job *j)
 {
     struct timespec deadline;
     clock_gettime(CLOCK_REALTIME, &deadline);
-    deadline.tv_sec += 30;
+    deadline.tv_sec += 300;
     pthread_mutex_lock(&j->mutex);
     int rc = 0;
     while (j->n_finished == 0 && rc == 0)

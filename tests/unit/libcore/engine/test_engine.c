@@ -97,7 +97,7 @@ TEST(a_full_queue_is_busy_and_a_draining_engine_takes_nothing)
              err);
     struct job *jobs = jobs_alloc(4);
     for (unsigned i = 0; i < 4; i++)
-        job_init(&jobs[i], i, 4, 40);
+        job_init(&jobs[i], i, 4, i == 0 ? 450 : 40); // the first runs on while the others queue
     CHECK_OK(job_submit(&r, &jobs[0], &err), err);
     wait_for_tokens(&jobs[0], 2);
     CHECK_OK(job_submit(&r, &jobs[1], &err), err);
@@ -105,7 +105,7 @@ TEST(a_full_queue_is_busy_and_a_draining_engine_takes_nothing)
     CHECK_CODE(job_submit(&r, &jobs[3], &err), ERR_BUSY, err);
     CHECK_CODE(engine_drain(r.engine, 5, &err), ERR_TIMEOUT, err);
     CHECK_CODE(job_submit(&r, &jobs[3], &err), ERR_BUSY, err);
-    CHECK_OK(engine_drain(r.engine, 30000, &err), err);
+    CHECK_OK(engine_drain(r.engine, 300000, &err), err);
     for (unsigned i = 0; i < 3; i++)
         CHECK_JOB(&jobs[i]);
     rig_close(&r);
@@ -156,6 +156,20 @@ TEST(the_context_ends_an_answer)
     rig_close(&r);
 }
 
+/* How far another answer had come when this one ended, read on the engine's own thread. */
+struct watched {
+    struct job *j, *other;
+    uint32_t other_at_end;
+};
+
+static void watched_event(void *user, const struct engine_event *event)
+{
+    struct watched *w = user;
+    if (event->type == ENGINE_EVENT_FINISHED)
+        w->other_at_end = n_tokens_of(w->other);
+    job_event(w->j, event);
+}
+
 TEST(a_cancelled_request_is_gone_within_two_steps)
 {
     struct rig r = rig_defaults();
@@ -168,22 +182,30 @@ TEST(a_cancelled_request_is_gone_within_two_steps)
     struct job *jobs = jobs_alloc(2);
     job_init(&jobs[0], 1, 4, 400);
     job_init(&jobs[1], 2, 4, 400);
+    struct watched watched = {.j = &jobs[0], .other = &jobs[1]};
+    jobs[0].request.on_event = watched_event;
+    jobs[0].request.user = &watched;
     CHECK_OK(job_submit(&r, &jobs[0], &err), err);
     CHECK_OK(job_submit(&r, &jobs[1], &err), err);
     wait_for_tokens(&jobs[0], 3);
-    uint32_t before = n_tokens_of(&jobs[1]);
+    // Read behind the call: this thread may have to wait for its turn before it.
     engine_cancel(r.engine, jobs[0].id);
+    uint32_t before = n_tokens_of(&jobs[1]);
     CHECK(job_wait(&jobs[0]));
-    uint32_t after = n_tokens_of(&jobs[1]);
+    uint32_t after = watched.other_at_end;
     CHECK_INT(jobs[0].end.finish, ENGINE_FINISH_CANCELLED);
-    CHECK_MSG(after - before <= 3, "the other went on for %u tokens", after - before);
+    CHECK_MSG(after <= before + 3, "the other went on for %u tokens", after - before);
     engine_cancel(r.engine, jobs[0].id); // ended: ignored
     engine_cancel(r.engine, 12345);      // never was
     engine_cancel(r.engine, jobs[1].id);
     CHECK(job_wait(&jobs[1]));
-    usleep(30000);
     struct engine_stats stats;
-    engine_stats(r.engine, &stats);
+    for (int i = 0; i < 60000; i++) {
+        engine_stats(r.engine, &stats);
+        if (stats.kv_pages_used == 0)
+            break;
+        usleep(1000);
+    }
     CHECK_INT(stats.kv_pages_used, 0);
     CHECK_INT(stats.n_cancelled, 2);
     rig_close(&r);
@@ -288,7 +310,7 @@ TEST(a_forgotten_adapter_leaves_every_tier_and_its_pages_go)
     fake_content_id(2, id);
     engine_adapter_forget(r.engine, id);
     struct engine_stats stats;
-    for (int i = 0; i < 3000; i++) {
+    for (int i = 0; i < 60000; i++) {
         engine_stats(r.engine, &stats);
         if (stats.n_device_adapters == 0 && stats.n_host_adapters == 0)
             break;
