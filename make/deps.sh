@@ -64,7 +64,7 @@ fi
 echo "installing ${packages[*]-} ${wanted[*]-}"
 log=$(mktemp)
 install() {
-    DEBIAN_FRONTEND=noninteractive $apt install -y --no-install-recommends "$@" >>"$log" 2>&1 </dev/null
+    DEBIAN_FRONTEND=noninteractive $apt -o DPkg::Lock::Timeout=120 install -y --no-install-recommends "$@" >>"$log" 2>&1 </dev/null
 }
 # The lists on a bare machine are empty or old: then fetch them and try again.
 install_or_update() { install "$@" || { $apt update >>"$log" 2>&1 </dev/null && install "$@"; }; }

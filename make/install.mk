@@ -50,7 +50,7 @@ CUDA_OBJ  := $(CUDA_SRC:%.cu=$(B)/%.cu.o) $(CUDA_C:%.c=$(B)/%.cuda.o)
 cuda: ## the CUDA back end: build/lora_cuda.so (needs nvcc)
 	@[ -n "$(CUDA_SRC)" ] || { echo "cuda: kernels/cuda holds no kernels yet" >&2; exit 1; }
 	@[ -n "$(NVCC)" ] || { echo "cuda: nvcc was not found; install the CUDA toolkit or set NVCC" >&2; exit 1; }
-	@+$(MAKE) --no-print-directory $(B)/lora_cuda.so
+	@+$(MAKE) --no-print-directory $(PARALLEL) $(B)/lora_cuda.so
 	@ln -sf $(VARIANT)/lora_cuda.so build/lora_cuda.so
 
 # libcore comes from the program that opens the plug-in (-rdynamic); nothing of it is linked twice.

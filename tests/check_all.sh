@@ -8,24 +8,26 @@ mkdir -p build
 : >"$counts"
 export LORA_COUNTS=$counts CI=${CI:-}
 failed_stages=()
+times=() # a line a stage
+began=$SECONDS
 
 count() { echo "$1 $2 $3" >>"$counts"; }
 n_lines() { wc -l <"$counts"; }
 
 # stage NAME COMMAND…: a stage that breaks before it could count anything is one failure.
 stage() {
-    local name=$1 before status
+    local name=$1 before status start=$SECONDS
     shift
     before=$(n_lines)
     printf '\n==== %s\n' "$name"
-    SECONDS=0
     "$@" </dev/null
     status=$?
     if [ "$status" -ne 0 ]; then
         failed_stages+=("$name")
         [ "$(n_lines)" -gt "$before" ] || count 0 1 0
     fi
-    printf -- '---- %s: %s s\n' "$name" "$SECONDS"
+    times+=("$(printf '%6d s  %s' $((SECONDS - start)) "$name")")
+    printf -- '---- %s: %s s\n' "$name" $((SECONDS - start))
 }
 
 skip_stage() {
@@ -36,7 +38,7 @@ skip_stage() {
 cuda_compiles() { $make --no-print-directory cuda && count 1 0 0; }
 
 # A variant's tests take longer than the release's; the limit is for hanging ones.
-stage "check (release)" $make --no-print-directory tier TIER=check
+stage "check (release)" $make --no-print-directory tier TIER=check TEST_FLAGS="--timeout 900"
 stage "slow tests (release): faults, crashes, fuzz corpus, installation" \
     env LORA_SIM_SEEDS=1000 LORA_SOAK_SECONDS=60 $make --no-print-directory tier TIER=all TEST_FLAGS="--timeout 900"
 stage "address and undefined behaviour sanitizers" \
@@ -63,6 +65,7 @@ else
 fi
 
 printf '\n'
+printf '%s\n' "${times[@]}" "$(printf '%6d s  in all' $((SECONDS - began)))"
 [ ${#failed_stages[@]} -eq 0 ] || printf 'failed: %s\n' "${failed_stages[@]}"
 awk '{ p += $1; f += $2; s += $3 }
      END { printf "%d passed, %d failed, %d skipped\n", p, f, s; exit f > 0 || p == 0 }' "$counts" || exit 1

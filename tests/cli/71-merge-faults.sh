@@ -16,7 +16,7 @@ bad=0 kills=0 resumed=0 step=50
 for ((n = 1; n < 3000; n += step)); do
     LORA_FAULT=kill:$n:file merge --resume >"$TMP/.out" 2>&1
     status=$?
-    if [ $step -gt 1 ] && { [ -e "$TMP/out.partial" ] || [ $status -ne 137 ]; }; then
+    if [ $step -gt 3 ] && { [ -e "$TMP/out.partial" ] || [ $status -ne 137 ]; }; then
         n=$((n - step)) step=3 first=$n
         rm -rf "$TMP/out" "$TMP/out.partial"
         continue
