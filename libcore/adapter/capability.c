@@ -60,14 +60,18 @@ static void merge(const struct adapter *a, struct capability *c)
         say(c, true, "in a base with tied embeddings, the merged model is no longer tied");
 }
 
-/* Sums of B A: everything else has no factored form to be summed. */
+/* Sums of B A, and of B's biases; libcore/merge/combine_rest.c has the rules for the rest. */
 static void combine(const struct adapter *a, struct capability *c)
 {
-    const unsigned sums = ADAPTER_LORA | ADAPTER_EMBED | ADAPTER_HEAD | ADAPTER_EXPERTS;
-    unsigned other = own_kinds(a) & ~sums;
+    unsigned other = own_kinds(a) & ~(unsigned)ADAPTER_ADDITIVE;
     char kinds[96];
-    if (other)
+    if (other & ADAPTER_DORA)
         say(c, false, "%s: no sum of factors; merge it into the base, then extract",
+            adapter_kinds_text(other, kinds, sizeof kinds));
+    else if (other)
+        say(c, true,
+            "%s: taken over at weight 1 where no other adapter changes the module, by methods that "
+            "only add",
             adapter_kinds_text(other, kinds, sizeof kinds));
 }
 

@@ -213,6 +213,8 @@ TEST(capabilities_follow_the_kinds)
     expect_capability("sort-lora", CAPABILITY_COMBINE, false, "DoRA");
     expect_capability("last-lora", CAPABILITY_SCALE, false, "full weights");
     expect_capability("first-lora", CAPABILITY_COMBINE, true, "");
+    expect_capability("last-lora", CAPABILITY_COMBINE, true,
+                      "full weights: taken over at weight 1");
     expect_capability("first-lora", CAPABILITY_SCALE, true, "");
     expect_capability("first-lora", CAPABILITY_MERGE, true, "tied");
     struct adapter experts = {.kinds = ADAPTER_LORA | ADAPTER_EXPERTS};
