@@ -43,15 +43,21 @@ serve_stop
 # While weights are loaded the port answers already: 503, so that a probe waits and a router looks elsewhere.
 sed 's/"hidden_size": 256/"hidden_size": 1024/; s/"intermediate_size": 704/"intermediate_size": 4096/; s/"vocab_size": 2048/"vocab_size": 32000/; s/"head_dim": 32/"head_dim": 128/' \
     "$TINYTALK/base/config.json" >"$TMP/larger.json"
-PORT=$(free_port) URL=http://127.0.0.1:$PORT SERVER_LOG=$TMP/server.log
-lora serve --port "$PORT" --load-format dummy --config-json "$TMP/larger.json" >"$SERVER_LOG" 2>&1 </dev/null &
-SERVER_PID=$!
 loading=
-for _ in $(seq 600); do
+ready() {
     http GET /health
     [ "$STATUS" != 503 ] || [ -n "$loading" ] || { http GET /v1/models; loading="$STATUS $(json "$OUT" .error.type)"; http GET /health; }
-    [ "$STATUS" = 200 ] && break
-    sleep 0.01
+    [ "$STATUS" = 200 ]
+}
+# A busy machine may look only when all is over: then again.
+for ((i = 0; i < 10; i++)); do
+    serve_stop
+    loading=
+    PORT=$(free_port) URL=http://127.0.0.1:$PORT SERVER_LOG=$TMP/server.log
+    lora serve --port "$PORT" --load-format dummy --config-json "$TMP/larger.json" >"$SERVER_LOG" 2>&1 </dev/null &
+    SERVER_PID=$!
+    WAIT_S=300 eventually ready
+    [ "$STATUS" = 200 ] && [ "${loading%% *}" = 503 ] && break
 done
 is "$loading" "503 ServiceUnavailableError" "while loading requests get 503"
 is "$STATUS" 200 "then it is ready"

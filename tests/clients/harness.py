@@ -62,7 +62,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self):
-        for _ in range(600):
+        for _ in range(3000):
             try:
                 if urllib.request.urlopen(self.url + "/health", timeout=1).status == 200:
                     return self
@@ -76,5 +76,5 @@ class Server:
 
     def __exit__(self, *_):
         self.process.send_signal(signal.SIGTERM)
-        self.status = self.process.wait(60)
+        self.status = self.process.wait(300)
         shutil.rmtree(self.folder, ignore_errors=True)
