@@ -39,7 +39,7 @@ SERVER=$!
 tries=0
 until grep -q ' ready ' "$WORK/server.log"; do
     tries=$((tries + 1))
-    if [ $tries -gt 600 ] || ! kill -0 "$SERVER" 2>/dev/null; then
+    if [ $tries -gt 3000 ] || ! kill -0 "$SERVER" 2>/dev/null; then
         cat "$WORK/server.log"
         echo "the server did not start"
         exit 1

@@ -251,13 +251,13 @@ static void check_job(struct sim *s, struct job *j, unsigned i, uint64_t seed)
 static void check_rest(struct sim *s, uint64_t seed)
 {
     struct err err = {0};
-    EXPECT_MSG(engine_drain(s->rig.engine, 10000, &err) == 0, "seed %llu: %s",
+    EXPECT_MSG(engine_drain(s->rig.engine, 300000, &err) == 0, "seed %llu: %s",
                (unsigned long long)seed, err.msg);
     struct engine_stats stats;
     uint64_t n_ended = 0, n_submitted = 0;
     for (unsigned i = 0; i < s->n_jobs; i++)
         n_submitted += s->jobs[i].id != 0;
-    for (int i = 0; i < 5000; i++) { // the last turn publishes its numbers after the last event
+    for (int i = 0; i < 60000; i++) { // the last turn publishes its numbers after the last event
         engine_stats(s->rig.engine, &stats);
         n_ended = stats.n_finished + stats.n_cancelled + stats.n_failed;
         if (stats.kv_pages_used == 0 && stats.n_running == 0 && n_ended == n_submitted)
