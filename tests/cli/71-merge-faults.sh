@@ -5,19 +5,20 @@
 
 B=$TINYTALK/base
 A=$TINYTALK/adapters
+FINE=${MERGE_FAULT_STEP:-7} # 1: every call
 same() { cmp "$1/model.safetensors" "$TMP/good/model.safetensors" && cmp "$1/merge.json" "$TMP/good/merge.json"; }
 merge() { lora merge "$A/upper-lora" "$A/count-lora=0.5" --base "$B" --output "$TMP/out" "$@"; }
 
 ok "the undisturbed run" lora merge "$A/upper-lora" "$A/count-lora=0.5" --base "$B" --output "$TMP/good"
 
 # Every kill leaves no output folder; the next run with --resume, or afresh, makes it.
-# Reading the headers and the fingerprint comes first, in large steps; from the work folder on every third call.
+# Reading the headers and the fingerprint comes first, in large steps; from the work folder on every FINE-th call.
 bad=0 kills=0 resumed=0 step=50
 for ((n = 1; n < 3000; n += step)); do
     LORA_FAULT=kill:$n:file merge --resume >"$TMP/.out" 2>&1
     status=$?
-    if [ $step -gt 3 ] && { [ -e "$TMP/out.partial" ] || [ $status -ne 137 ]; }; then
-        n=$((n - step)) step=3 first=$n
+    if [ -z "${first-}" ] && { [ -e "$TMP/out.partial" ] || [ $status -ne 137 ]; }; then
+        n=$((n - step)) step=$FINE first=$n
         rm -rf "$TMP/out" "$TMP/out.partial"
         continue
     fi
@@ -41,7 +42,7 @@ rm -rf "$TMP/out" "$TMP/out.partial"
 
 # Every failing call is one line of error (or no harm at all), and leaves nothing.
 bad=0 fails=0 harmless=0
-for ((n = 1; n < 3000 && harmless < 12; n += n < first ? 50 : 3)); do
+for ((n = 1; n < 3000 && harmless < 6; n += n < first ? 100 : FINE)); do
     LORA_FAULT=fail:$n:file merge >"$TMP/.out" 2>"$TMP/.err"
     status=$?
     if [ $status -eq 0 ]; then
@@ -60,7 +61,7 @@ ok "…there were many" test "$fails" -gt 20
 rm -rf "$TMP/out" "$TMP/out.partial"
 
 bad=0 fails=0
-for ((n = 1; n < 4000; n += 1 + n / 8)); do
+for ((n = 1; n < 4000; n += 1 + n / 4)); do
     LORA_FAULT=fail:$n:mem merge >"$TMP/.out" 2>"$TMP/.err"
     status=$?
     if [ $status -ne 0 ]; then
