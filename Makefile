@@ -55,7 +55,7 @@ KERNELS := \
     model moe norm rope sample scratch sgmv_expand sgmv_shrink step) \
   $(addprefix kernels/cpu/isa/,isa isa_amx isa_avx2 isa_avx512 isa_plain)
 STORE := \
-  $(addprefix store/,archive_in archive_name archive_out archive_tar archive_zip arrive base_model blob \
+  $(addprefix store/,archive_gzip archive_in archive_name archive_out archive_tar archive_zip arrive base_model blob \
     cache fsck fsck_repair gc id_set import import_adapter import_base import_land import_made import_pack \
     index index_query index_vfs lease lock manifest manifest_adapter names object oci oci_parse pack pack_write \
     publish refs registry_ref schema source store) \
@@ -72,7 +72,7 @@ CMD := \
     names names_load options output params plan router runtime server text_kit)
 
 LIBS_LIBCORE := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread
-LIBS_STORE   := -lsqlite3 -larchive -lzstd $(if $(filter 1,$(CURL)),-lcurl)
+LIBS_STORE   := -lsqlite3 -larchive -lzstd -lz $(if $(filter 1,$(CURL)),-lcurl)
 LIBS_KERNELS := -ldl
 LIBS_CMD     := -lmicrohttpd
 ifeq ($(CURL),1)

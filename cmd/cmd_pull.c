@@ -9,6 +9,7 @@
 #include "cmd/table.h"
 #include "store/registry.h"
 
+static int64_t retry_delay_ms = 500;
 static bool plain_http, dry_run;
 static const char *name, *tag, *base_ref;
 static struct string_list ignore_fields;
@@ -100,7 +101,10 @@ static int pull(struct session *x, struct store *s, const struct registry_ref *r
                                  .dry_run = dry_run,
                                  .ignore_fields = ignore_fields.items,
                                  .n_ignore_fields = ignore_fields.n};
-    struct registry_options how = {.plain_http = plain_http, .on_bytes = on_bytes, .arg = x};
+    struct registry_options how = {.plain_http = plain_http,
+                                   .retry_ms = (uint32_t)retry_delay_ms,
+                                   .on_bytes = on_bytes,
+                                   .arg = x};
     if (!rc)
         rc = registry_open(&r, ref, &how, err);
     if (!rc)
@@ -159,6 +163,13 @@ static const struct option options[] = {
      .type = OPTION_FLAG,
      .value = &plain_http,
      .help = "No TLS; for a registry on this machine alone."},
+    {.long_name = "retry-delay",
+     .type = OPTION_INT,
+     .value = &retry_delay_ms,
+     .value_name = "MS",
+     .min = 1,
+     .max = 60000,
+     .help = "Wait before the second of five tries, doubled before each further one (500)."},
     {.long_name = "dry-run",
      .short_name = 'n',
      .type = OPTION_FLAG,

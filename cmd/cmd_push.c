@@ -9,6 +9,7 @@
 #include "cmd/table.h"
 #include "store/registry.h"
 
+static int64_t retry_delay_ms = 500;
 static bool plain_http;
 static const char *oci_compat, *mount_from;
 static uint64_t chunk_size;
@@ -58,6 +59,7 @@ static int push_items(struct cmd_context *ctx, const struct registry_ref *ref,
         return rc;
     struct progress *p = progress_open(ctx->progress, "push", pack_items_bytes(&items));
     struct registry_options opt = {.plain_http = plain_http,
+                                   .retry_ms = (uint32_t)retry_delay_ms,
                                    .chunk_bytes = chunk_size,
                                    .mount_from = mount_from,
                                    .on_bytes = on_bytes,
@@ -105,6 +107,13 @@ static const struct option options[] = {
      .type = OPTION_FLAG,
      .value = &plain_http,
      .help = "No TLS; for a registry on this machine alone."},
+    {.long_name = "retry-delay",
+     .type = OPTION_INT,
+     .value = &retry_delay_ms,
+     .value_name = "MS",
+     .min = 1,
+     .max = 60000,
+     .help = "Wait before the second of five tries, doubled before each further one (500)."},
     {.long_name = "oci-compat",
      .type = OPTION_STRING,
      .value = &oci_compat,

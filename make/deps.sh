@@ -24,11 +24,12 @@ if command -v pkg-config >/dev/null 2>&1; then
     library sqlite3 libsqlite3-dev
     library libarchive libarchive-dev
     library libzstd libzstd-dev
+    library zlib zlib1g-dev
     library libmicrohttpd libmicrohttpd-dev
     library_wanted libcurl libcurl4-openssl-dev
 else
     packages+=(libc6-dev libjansson-dev libpcre2-dev libutf8proc-dev libssl-dev libsqlite3-dev libarchive-dev
-        libzstd-dev libmicrohttpd-dev)
+        libzstd-dev zlib1g-dev libmicrohttpd-dev)
     wanted+=(libcurl4-openssl-dev)
 fi
 [ -e /usr/include/stdio.h ] || packages+=(libc6-dev)
@@ -44,6 +45,11 @@ check | all)
 esac
 if [ "$what" = all ]; then
     program python3 python3
+    # Peers for packs and images; their tests are skipped without them.
+    command -v docker-registry >/dev/null 2>&1 || wanted+=(docker-registry)
+    command -v skopeo >/dev/null 2>&1 || wanted+=(skopeo)
+    command -v bsdtar >/dev/null 2>&1 || wanted+=(libarchive-tools)
+    command -v unzip >/dev/null 2>&1 || wanted+=(unzip)
     { command -v python3 >/dev/null 2>&1 && python3 -c 'import ensurepip, venv' 2>/dev/null; } || packages+=(python3-venv)
 fi
 [ ${#packages[@]} -eq 0 ] && [ ${#wanted[@]} -eq 0 ] && exit 0

@@ -26,4 +26,14 @@ void name_set_free(struct name_set *s);
 /* ERR_CORRUPT when it is there. */
 int name_set_add(struct name_set *s, const char *archive, const char *name, struct err *err);
 
+/* archive_gzip.c: a gzip stream, its checksum looked at. Give it bytes (borrowed until it is hungry
+ * again), take what they become; at the input's end gunzip_end() says whether it was whole. */
+struct gunzip;
+int gunzip_open(struct gunzip **out, const char *where, struct err *err);
+void gunzip_free(struct gunzip *g);
+void gunzip_give(struct gunzip *g, const void *data, size_t n);
+bool gunzip_hungry(const struct gunzip *g);
+int gunzip_take(struct gunzip *g, void *to, size_t n, size_t *got, struct err *err);
+int gunzip_end(const struct gunzip *g, struct err *err);
+
 #endif

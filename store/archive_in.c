@@ -17,7 +17,10 @@ struct archive_in {
     bool zip;
     uint64_t file_size; // 0: a pipe
     struct archive *la;
-    char *buf;
+    char *buf;             // READ_BYTES as read
+    struct gunzip *gunzip; // NULL: not gzip
+    char *plain;           // READ_BYTES as unpacked
+    bool started, ended;   // the first bytes were looked at; the input's end was met
     struct name_set *names;
     char *name; // of the entry in hand
     uint64_t size, n_entries;
@@ -29,21 +32,64 @@ struct archive_in {
 
 // ---- the file ----------------------------------------------------------------------------------
 
-static la_ssize_t la_read(struct archive *la, void *arg, const void **data)
+/* Bytes of the file as they are; 0 at its end, -1 with a->read_err. */
+static ssize_t read_raw(struct archive_in *a)
 {
-    struct archive_in *a = arg;
     ssize_t n = sys_read(a->fd, a->buf, READ_BYTES);
     if (n < 0)
         err_set_errno(&a->read_err, errno, "%s: cannot read", a->path);
     int rc = n > 0 && a->on_bytes ? a->on_bytes(a->arg, (uint64_t)n) : 0;
     if (rc)
         err_set(&a->read_err, rc, "%s: interrupted", a->path);
-    if (a->read_err.code) {
-        archive_set_error(la, EIO, "%s", a->read_err.msg);
+    if (a->read_err.code)
         return -1;
-    }
     a->packed += (uint64_t)n;
-    *data = a->buf;
+    return n;
+}
+
+static bool begin_gunzip(struct archive_in *a, size_t n)
+{
+    a->plain = sys_malloc(READ_BYTES);
+    if (!a->plain)
+        err_set(&a->read_err, ERR_NO_MEMORY, "%s: no memory to unpack it", a->path);
+    else if (gunzip_open(&a->gunzip, a->path, &a->read_err) == 0)
+        gunzip_give(a->gunzip, a->buf, n);
+    return !a->read_err.code;
+}
+
+/* Unpacked bytes of a gzip; as read_raw(). */
+static ssize_t read_gunzip(struct archive_in *a)
+{
+    size_t got = 0;
+    while (got == 0) {
+        if (gunzip_take(a->gunzip, a->plain, READ_BYTES, &got, &a->read_err) != 0)
+            return -1;
+        if (got || !gunzip_hungry(a->gunzip))
+            continue;
+        ssize_t n = a->ended ? 0 : read_raw(a);
+        a->ended |= n == 0;
+        if (n < 0 || (n == 0 && gunzip_end(a->gunzip, &a->read_err) != 0))
+            return -1;
+        if (n == 0)
+            return 0;
+        gunzip_give(a->gunzip, a->buf, (size_t)n);
+    }
+    return (ssize_t)got;
+}
+
+static la_ssize_t la_read(struct archive *la, void *arg, const void **data)
+{
+    struct archive_in *a = arg;
+    ssize_t n = a->gunzip ? 0 : read_raw(a);
+    bool gzip = !a->started && !a->zip && n > 1 && memcmp(a->buf, "\x1f\x8b", 2) == 0;
+    a->started = true;
+    if (gzip && !begin_gunzip(a, (size_t)n))
+        n = -1;
+    else if (a->gunzip)
+        n = read_gunzip(a);
+    *data = a->gunzip ? a->plain : a->buf;
+    if (n < 0)
+        archive_set_error(la, EIO, "%s", a->read_err.msg);
     return n;
 }
 
@@ -96,7 +142,6 @@ static int open_la(struct archive_in *a, struct err *err)
         archive_read_set_seek_callback(a->la, la_seek);
     } else {
         archive_read_support_format_tar(a->la);
-        archive_read_support_filter_gzip(a->la);
         archive_read_support_filter_zstd(a->la);
     }
     archive_read_set_callback_data(a->la, a);
@@ -104,7 +149,7 @@ static int open_la(struct archive_in *a, struct err *err)
     if (archive_read_open1(a->la) == ARCHIVE_OK)
         return 0;
     int rc = la_failed(a, err);
-    if (rc == ERR_CORRUPT && !a->zip)
+    if (rc == ERR_CORRUPT && !a->zip && !a->read_err.code)
         err_set(err, rc, "%s: is no tar, tar.gz or tar.zst%s", a->path,
                 strcmp(a->path, "-") == 0 ? " (a zip cannot be read from standard input)"
                                           : ", and no zip");
@@ -145,6 +190,8 @@ void archive_in_free(struct archive_in *a)
         archive_read_free(a->la);
     if (a->fd > STDIN_FILENO)
         sys_close(a->fd);
+    gunzip_free(a->gunzip);
+    sys_free(a->plain);
     name_set_free(a->names);
     sys_free(a->name);
     sys_free(a->buf);
@@ -233,6 +280,21 @@ static int take_entry(struct archive_in *a, struct archive_entry *e, const char 
     return rc ? rc : name_set_add(a->names, a->path, *clean, err);
 }
 
+/* What follows the end of a tar is padding; a gzip's checksum stands behind it. */
+static int finish(struct archive_in *a, struct err *err)
+{
+    uint64_t rest = 0, most = (uint64_t)LIMIT_PACK_FREE_MIB << 20;
+    while (a->gunzip && rest <= most) {
+        ssize_t n = read_gunzip(a);
+        if (n < 0)
+            return la_failed(a, err);
+        if (n == 0)
+            return 0;
+        rest += (uint64_t)n;
+    }
+    return rest > most ? err_set(err, ERR_LIMIT, "%s: a bomb behind its end", a->path) : 0;
+}
+
 int archive_in_next(struct archive_in *a, struct archive_in_entry *out, bool *more, struct err *err)
 {
     for (;;) {
@@ -240,7 +302,7 @@ int archive_in_next(struct archive_in *a, struct archive_in_entry *out, bool *mo
         int got = archive_read_next_header(a->la, &e);
         *more = got != ARCHIVE_EOF;
         if (got == ARCHIVE_EOF)
-            return 0;
+            return finish(a, err);
         if (got != ARCHIVE_OK) {
             // An error of the header is its own entry's, not of the one before.
             sys_free(a->name);

@@ -327,8 +327,12 @@ static void set_transfer(struct exchange *x)
     curl_easy_setopt(h, CURLOPT_XFERINFODATA, x);
     if (strcmp(q->method, "HEAD") == 0)
         curl_easy_setopt(h, CURLOPT_NOBODY, 1L);
-    if (q->from)
-        curl_easy_setopt(h, CURLOPT_RESUME_FROM_LARGE, (curl_off_t)q->from);
+    if (q->from) { // a server that begins at 0 all the same is no error (CURLOPT_RESUME_FROM: it
+                   // is)
+        char range[32];
+        snprintf(range, sizeof range, "%llu-", (unsigned long long)q->from);
+        curl_easy_setopt(h, CURLOPT_RANGE, range);
+    }
     if (reads)
         return;
     curl_easy_setopt(h, CURLOPT_UPLOAD, 1L);

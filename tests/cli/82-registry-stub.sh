@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# push and pull against a registry that misbehaves (tests/packs/stub_registry.py): tried again, or one clear error.
+. tests/lib/tap.sh
+
+command -v python3 >/dev/null || skip_all "python3 is not installed"
+lora import --recursive "$TINYTALK/adapters" -q >/dev/null
+lora pack math-lora upper-lora --format oci --output "$TMP/layout" -q >/dev/null
+ok "lora knows push" lora push --help
+lora push math-lora localhost:1/x --plain-http >/dev/null 2>"$TMP/.push"
+! grep -q 'without libcurl' "$TMP/.push" || skip_all "built without libcurl"
+python3 tests/packs/stub_registry.py "$TMP/layout" "$TMP/port" "$TMP/log" &
+STUB=$!
+trap 'kill $STUB 2>/dev/null; rm -rf "$TMP"' EXIT
+for ((i = 0; i < 100; i++)); do [ ! -s "$TMP/port" ] || break; sleep 0.1; done
+HOST=localhost:$(cat "$TMP/port")
+export HOME=$TMP DOCKER_CONFIG=$TMP/docker
+mkdir "$DOCKER_CONFIG"
+pull() { lora pull "$HOST/$1:v1" --plain-http --retry-delay 20 --store "$TMP/$1" "${@:2}"; }
+clean() {
+    is "$(ls "$TMP/$1/tmp")" "" "…nothing is left in the store's tmp"
+    is "$(lora fsck --store "$TMP/$1" >/dev/null && find "$TMP/$1/blobs" -type f | wc -l)" "${2:-0}" "…and fsck finds it clean"
+}
+
+ok "an index of two is pulled" pull fine --json
+is "$(json "$OUT" -n .adapters)" 2 "…both adapters"
+is "$(json "$OUT" .adapters[0].id)" "$(lora inspect math-lora --json | jsonq .id)" "…with their content ids"
+clean fine 4
+: >"$TMP/log"
+ok "pulled again" pull fine --json
+is "$(json "$OUT" .bytes)" 0 "…nothing is fetched twice"
+is "$(grep -c 'GET.*/blobs/' "$TMP/log")" 0 "…by the registry's own log"
+
+for mode in broken brokenstart; do
+    ok "a download that breaks off ($mode) goes on" pull $mode
+    clean $mode 4
+done
+like "$(grep -c 'broken/blobs.* 206 ' "$TMP/log")" '^[1-9]' "…with ranges"
+ok "429 with Retry-After is waited for" pull busy
+ok "503 is tried again" pull flaky
+exits 1 "429 for an hour is one clear error" pull busylong
+like "$ERR" '3600 s' "…which says how long"
+clean busylong
+exits 1 "503 to the end is one clear error" pull down
+like "$ERR" "$HOST/down.*503" "…by name and status"
+exits 1 "a registry that hangs up" pull hangup
+like "$ERR" "$HOST" "…is named"
+clean hangup
+exits 1 "a download that never gets on" pull cutalways
+clean cutalways
+exits 5 "a wrong digest" pull wrong
+like "$ERR" 'adapter_model.safetensors: its digest is .*wanted' "…names the file"
+clean wrong
+exits 5 "a layer that is too short" pull short
+like "$ERR" 'ends after|bytes' "…says so"
+clean short
+exits 5 "a layer that is too long" pull long
+clean long
+exits 5 "a manifest with another digest" pull wrongmanifest
+clean wrongmanifest
+exits 1 "404" pull missing
+like "$ERR" "$HOST/missing: v1: status 404: MANIFEST_UNKNOWN the stub says so" "…in the registry's words"
+exits 1 "a layer that is not there" pull noblob
+clean noblob
+exits 1 "403" pull forbidden
+like "$ERR" 'hint: .*docker login' "…points to the login"
+
+# Logins.
+exits 1 "401 without a login" pull basic
+like "$ERR" '401: a login is needed' "…says so"
+clean basic
+printf '{"auths": {"%s": {"auth": "%s"}}}' "$HOST" "$(printf 'joe:secret word' | base64)" >"$DOCKER_CONFIG/config.json"
+ok "Basic with the login of docker's config.json" pull basic
+ok "a token for that login" pull token
+mkdir "$TMP/bin"
+cat >"$TMP/bin/docker-credential-stub" <<'SH'
+#!/bin/sh
+read -r host
+[ "$1" = get ] && [ "$host" = "$STUB_HOST" ] && printf '{"ServerURL": "%s", "Username": "joe", "Secret": "secret word"}' "$host"
+SH
+chmod +x "$TMP/bin/docker-credential-stub"
+rm -rf "$TMP/basic" "$TMP/token"
+printf '{"credHelpers": {"%s": "stub"}}' "$HOST" >"$DOCKER_CONFIG/config.json"
+ok "a credential helper's login" env STUB_HOST="$HOST" PATH="$TMP/bin:$PATH" lora pull "$HOST/basic:v1" --plain-http --store "$TMP/basic"
+printf '{"credsStore": "../evil"}' >"$DOCKER_CONFIG/config.json"
+exits 4 "a helper's name that is a path" pull token
+printf '{"auths": {"%s": {"auth": "%s"}}}' "$HOST" "$(printf 'joe:wrong' | base64)" >"$DOCKER_CONFIG/config.json"
+exits 1 "a wrong login" pull basic
+unlike "$OUT$ERR" 'secret|wrong' "…is not repeated in the message"
+
+# Pushes.
+push() { lora push math-lora "$HOST/$1:v1" --plain-http --retry-delay 20 "${@:2}"; }
+: >"$TMP/log"
+ok "a push" push pushfine --json
+is "$(json "$OUT" .present)" 0 "…sends all of it"
+is "$(grep -c '^PUT /v2/pushfine/blobs' "$TMP/log")" 3 "…each file once"
+ok "in pieces, one of which fails half-way" push pushflaky --chunk-size 200K
+like "$(grep -c '^GET /v2/pushflaky/blobs/uploads' "$TMP/log")" '^[1-9]' "…goes on where the registry had got"
+ok "an upload that the registry forgets is begun again" push pushlost
+exits 1 "a registry that takes no uploads" push pushreadonly
+like "$ERR" '405: UNSUPPORTED' "…says so"
+exits 1 "a manifest that it does not take" push pushnomanifest
+like "$ERR" 'MANIFEST_INVALID' "…says so"
+kill $STUB
+wait $STUB 2>/dev/null
+exits 1 "a registry that is gone" push pushfine
+like "$ERR" "$HOST" "…is named"
+exits 2 "plain http elsewhere" lora push math-lora example.com/x/y --plain-http
+exits 2 "a reference without a registry" lora pull team/bot
+exits 2 "a repository in upper case" lora pull localhost:1/Team/bot
+done_testing
