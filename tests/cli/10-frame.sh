@@ -49,6 +49,14 @@ like "$ERR" "config.json: stroe: no option has this name" "it is named"
 rm "$XDG_CONFIG_HOME/lora/config.json"
 exits 0 "no HOME at all" env -u HOME -u XDG_DATA_HOME -u XDG_CONFIG_HOME lora env
 
+# Every command has --json; these two need no store.
+run lora help --json
+is "$(json "$OUT" .schema) $(json "$OUT" .commands[0].name)" "1 import" "help --json lists the commands"
+run lora help list --json
+is "$(json "$OUT" .commands[0].name) $(json "$OUT" .commands[0].alias)" "list ls" "…and one with its options"
+run lora completion bash --json
+is "$(json "$OUT" .script)" "$(lora completion bash)" "completion --json holds the script"
+exits 2 "completion --json of no shell" lora completion nosh --json
 exits 0 "version --json" lora version --json
 is "$(json "$OUT" .version)" "$(lora version -q)" "the version"
 isnt "$(json "$OUT" .libraries.jansson)" null "the libraries' versions"
