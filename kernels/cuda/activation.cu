@@ -28,17 +28,32 @@ __global__ void __launch_bounds__(EXPAND_THREADS)
 {
     __shared__ ExpandShared<NTB, TILES> sm;
     uint32_t t0 = blockIdx.y * NTB * 8, out0 = blockIdx.x * WIDTH;
-    expand_block<NTB, TILES, KINDS>(e, sm, t0, TILES, [=](uint32_t i) {
+    auto out_of = [=](uint32_t i) {
         uint32_t o = out0 + i % 2 * 16;
         return o >= d_ff ? e.n : i < 2 ? o : d_ff + o;
-    });
-    for (int i = threadIdx.x; i < NTB * 8 * WIDTH; i += EXPAND_THREADS) {
-        uint32_t t = t0 + i / WIDTH, o = i % WIDTH;
+    };
+    Expander<NTB, TILES, KINDS, decltype(out_of)> y(e, sm, out_of, t0, TILES);
+    y.run();
+    constexpr int PAIRS = WIDTH / 2, MINE = NTB * 8 * PAIRS / EXPAND_THREADS;
+    uint32_t v[MINE];
+#pragma unroll
+    for (int k = 0; k < MINE; k++) { // all loads before the first store
+        int i = k * EXPAND_THREADS + threadIdx.x;
+        uint32_t t = t0 + i / PAIRS, o = i % PAIRS * 2;
+        v[k] = 0;
         if (t >= e.t || out0 + o >= d_ff)
             continue;
-        const float *y = sm.y + (t - t0) * sm.Y_STRIDE + o;
-        float gate = gelu ? gelu_tanh(y[0]) : silu(y[0]);
-        act[(size_t)t * d_ff + out0 + o] = __float2bfloat16(gate * y[WIDTH]);
+        float2 gate = y.pair(t, out0 + o, o), up = y.pair(t, d_ff + out0 + o, WIDTH + o);
+        gate.x = gelu ? gelu_tanh(gate.x) : silu(gate.x);
+        gate.y = gelu ? gelu_tanh(gate.y) : silu(gate.y);
+        v[k] = pack_bf16(gate.x * up.x, gate.y * up.y);
+    }
+#pragma unroll
+    for (int k = 0; k < MINE; k++) {
+        int i = k * EXPAND_THREADS + threadIdx.x;
+        uint32_t t = t0 + i / PAIRS, o = i % PAIRS * 2;
+        if (t < e.t && out0 + o < d_ff)
+            ((uint32_t *)act)[((size_t)t * d_ff + out0 + o) / 2] = v[k];
     }
 }
 

@@ -293,16 +293,32 @@ __global__ void combine_kernel(const cu_attention a, const uint32_t *n_decode_ro
         return;
     size_t stride = (size_t)gridDim.y * a.heads.n_heads * (hd + 2);
     const float *p = a.partial + ((size_t)row * a.heads.n_heads + head) * (hd + 2);
-    float m = -INFINITY;
-    for (uint32_t s = 0; s < a.n_split; s++)
-        m = fmaxf(m, p[s * stride + hd]);
+    // All loads of up to eight splits at once, with a running maximum over the groups.
     for (uint32_t d = threadIdx.x; d < hd; d += blockDim.x) {
-        float sum = 0, o = 0;
-        for (uint32_t s = 0; s < a.n_split; s++) {
-            const float *q = p + s * stride;
-            float f = q[hd] == -INFINITY ? 0.f : exp2f(q[hd] - m);
-            sum += q[hd + 1] * f;
-            o += q[d] * f;
+        float m = -INFINITY, sum = 0, o = 0;
+        for (uint32_t s0 = 0; s0 < a.n_split; s0 += 8) {
+            float pm[8], ps[8], po[8], top = m;
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                const float *q = p + (s0 + k) * stride;
+                bool in = s0 + k < a.n_split;
+                pm[k] = in ? __ldcg(q + hd) : -INFINITY;
+                ps[k] = in ? __ldcg(q + hd + 1) : 0.f;
+                po[k] = in ? __ldcg(q + d) : 0.f;
+            }
+#pragma unroll
+            for (int k = 0; k < 8; k++)
+                top = fmaxf(top, pm[k]);
+            float f = m == -INFINITY ? 0.f : exp2f(m - top);
+            sum *= f;
+            o *= f;
+            m = top;
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                f = pm[k] == -INFINITY ? 0.f : exp2f(pm[k] - m);
+                sum += ps[k] * f;
+                o += po[k] * f;
+            }
         }
         ((bf16 *)a.out)[((size_t)row * a.heads.n_heads + head) * hd + d] =
             __float2bfloat16(o / sum);
@@ -317,13 +333,7 @@ int launch(const cu_attention *a, const cu_rows *r, const uint32_t *n_decode_row
                               ? ring_bytes<HD>
                               : WARPS * NG * 8 * (HD + 2) * 4;
     static bool ready[16];
-    int device = 0;
-    cudaError_t e = cudaGetDevice(&device);
-    if (e == cudaSuccess && !ready[device & 15]) {
-        e = cudaFuncSetAttribute(decode_kernel<HD, NG>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 BYTES);
-        ready[device & 15] = e == cudaSuccess;
-    }
+    cudaError_t e = allow_shared(decode_kernel<HD, NG>, BYTES, ready);
     if (e != cudaSuccess)
         return e;
     dim3 grid(a->heads.n_kv_heads, bound, a->n_split);
@@ -331,7 +341,7 @@ int launch(const cu_attention *a, const cu_rows *r, const uint32_t *n_decode_row
                    n_decode_rows);
     if (e != cudaSuccess || a->n_split == 1)
         return e;
-    return launch_pdl(combine_kernel, dim3(a->heads.n_heads, bound), dim3(64), 0, stream, *a,
+    return launch_pdl(combine_kernel, dim3(a->heads.n_heads, bound), dim3(128), 0, stream, *a,
                       n_decode_rows);
 }
 

@@ -21,12 +21,14 @@ template <int HD> struct Block {
     cu_sequence s;
     uint32_t head, kv_head, hd, row0, n_rows, position0;
     uint32_t ring;
+    uint64_t (*offsets)[KEYS]; // of the rows of two tiles, in shared memory
     int warp, lane;
     uint32_t q[HD / 16][4];
     float o[HD / 8][4];
     float max[2], sum[2];
 
-    __device__ Block(const cu_attention &a_, uint32_t ring_) : a(a_), ring(ring_)
+    __device__ Block(const cu_attention &a_, uint32_t ring_, uint64_t (*offsets_)[KEYS])
+        : a(a_), ring(ring_), offsets(offsets_)
     {
         warp = threadIdx.x / 32;
         lane = threadIdx.x % 32;
@@ -43,17 +45,23 @@ template <int HD> struct Block {
         return ring + i % STAGES * stage_bytes<HD>;
     }
 
-    __device__ void load(uint32_t i, uint32_t tile, uint32_t end)
+    /* Page look-ups of a tile's rows, once for all their pieces; a barrier before load(). */
+    __device__ void find(uint32_t i, uint32_t tile, uint32_t end)
+    {
+        if (threadIdx.x < KEYS)
+            offsets[i & 1][threadIdx.x] =
+                key_offset(a.pages, a.heads, s, kv_head, min(tile * KEYS + threadIdx.x, end - 1));
+    }
+
+    __device__ void load(uint32_t i)
     {
         uint32_t pieces = hd / 8, base = stage(i);
         uint64_t values = value_distance(a.pages, a.heads);
         for (uint32_t p = threadIdx.x; p < KEYS * pieces; p += THREADS) {
-            uint32_t r = p / pieces, c = p % pieces;
-            uint32_t position = min(tile * KEYS + r, end - 1);
-            uint64_t from = key_offset(a.pages, a.heads, s, kv_head, position) + c * 16;
-            cp_async_16(tile_address<HD>(base, r, c), a.pages.pool + from, 16);
-            cp_async_16(tile_address<HD>(base + KEYS * HD * 2, r, c), a.pages.pool + from + values,
-                        16);
+            uint32_t r = HD == 128 && hd == 128 ? p / 16 : p / pieces, c = p - r * pieces;
+            const uint8_t *from = a.pages.pool + offsets[i & 1][r] + c * 16;
+            cp_async_16(tile_address<HD>(base, r, c), from, 16);
+            cp_async_16(tile_address<HD>(base + KEYS * HD * 2, r, c), from + values, 16);
         }
     }
 
@@ -161,14 +169,18 @@ template <int HD> struct Block {
                              ? (position0 + 1 - a.heads.window) / KEYS
                              : 0;
         uint32_t n = (end + KEYS - 1) / KEYS;
-        load(0, begin, end);
+        find(0, begin, end);
+        find(1, begin + 1, end);
+        __syncthreads();
+        load(0);
         cp_async_commit();
         for (uint32_t tile = begin, i = 0; tile < n; tile++, i++) {
             if (tile + 1 < n)
-                load(i + 1, tile + 1, end);
+                load(i + 1);
             cp_async_commit();
             cp_async_wait<1>();
             __syncthreads();
+            find(i, tile + 2, end);
             float p[KEYS / 8][4];
             scores(stage(i), p);
             soften(tile, p);
@@ -205,7 +217,8 @@ __global__ void __launch_bounds__(THREADS)
     extern __shared__ __align__(128) uint8_t smem[];
     pdl_launch_dependents();
     pdl_wait();
-    Block<HD> b(a, shared_address(smem));
+    __shared__ uint64_t offsets[2][KEYS];
+    Block<HD> b(a, shared_address(smem), offsets);
     // The longest blocks first: they come last in their sequence.
     uint32_t idx = gridDim.y - 1 - blockIdx.y;
     b.s = r.sequences[block_sequence[idx]];
@@ -225,13 +238,7 @@ int launch(const cu_attention *a, const cu_rows *r, const uint32_t *block_sequen
 {
     constexpr int BYTES = STAGES * stage_bytes<HD>;
     static bool ready[16];
-    int device = 0;
-    cudaError_t e = cudaGetDevice(&device);
-    if (e == cudaSuccess && !ready[device & 15]) {
-        e = cudaFuncSetAttribute(prefill_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 BYTES);
-        ready[device & 15] = e == cudaSuccess;
-    }
+    cudaError_t e = allow_shared(prefill_kernel<HD>, BYTES, ready);
     if (e != cudaSuccess)
         return e;
     return launch_pdl(prefill_kernel<HD>, dim3(a->heads.n_heads, n_blocks), dim3(THREADS), BYTES,

@@ -58,7 +58,12 @@ static int read_card(struct cuda_backend *be, struct err *err)
                        p.major, p.minor);
     if (be->n_sms > CU_MAX_CTAS)
         be->n_sms = CU_MAX_CTAS;
-    return cuda_check(cudaSetDevice(be->device), "choosing the card", err);
+    rc = cuda_check(cudaSetDevice(be->device), "choosing the card", err);
+    // One split between L1 and shared memory for all kernels: a change of it would keep the next
+    // GEMM from coming to stand beside the running kernel (gemm_small.cu).
+    return rc ? rc
+              : cuda_check(cudaDeviceSetCacheConfig(cudaFuncCachePreferShared), "choosing the card",
+                           err);
 }
 
 static int open_backend(struct backend **out, const struct backend_options *opt, struct err *err)

@@ -131,6 +131,23 @@ __device__ __forceinline__ float warp_max(float v)
     return v;
 }
 
+/* Lets a kernel have that much dynamic shared memory, once a device; `ready` is the kernel's own.
+ */
+template <typename Kernel>
+inline cudaError_t allow_shared(Kernel *kernel, int bytes, bool ready[16])
+{
+    int device = 0;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e != cudaSuccess || ready[device & 15])
+        return e;
+    e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (e == cudaSuccess)
+        e = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 cudaSharedmemCarveoutMaxShared);
+    ready[device & 15] = e == cudaSuccess;
+    return e;
+}
+
 /* Launches with programmatic dependency on what was queued before. */
 template <typename... Params, typename... Args>
 inline cudaError_t launch_pdl(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,

@@ -163,7 +163,7 @@ struct device_model {
     // activations, device
     float *x, *y, *post, *v, *trig, *logits, *changed, *partial;
     uint32_t *counts_scratch;
-    void *h, *q, *attn, *act, *head_h, *y16;
+    void *h, *q, *attn, *act, *head_h, *y16, *v16;
     size_t v_floats, y_floats;
     uint32_t v_width_small;
     float *inv_freq, *rope_scales; // device

@@ -173,8 +173,9 @@ static int linear(struct device_model *m, const struct cuda_run *run, const stru
         e->y16 = wide ? NULL : m->y16;
         e->v_width = g.s_width = run->v_width;
         if (run->kinds && run->v_width) {
-            e->v_planes = large_planes(m, run, t, k, s->shrink->n);
-            TRY(cu_shrink(&g, s->shrink->segment, s->shrink->row, s->shrink->n, e->v_planes,
+            uint32_t planes = large_planes(m, run, t, k, s->shrink->n);
+            e->v16 = m->v16;
+            TRY(cu_shrink(&g, s->shrink->segment, s->shrink->row, s->shrink->n, planes, m->v16,
                           m->compute));
         }
     }
@@ -203,7 +204,10 @@ static struct cu_pages pages_of(const struct device_model *m, const struct cuda_
 static int attention(struct device_model *m, const struct cuda_run *run, const struct space *s,
                      const struct cu_heads *heads)
 {
-    uint32_t splits = (2 * (uint32_t)m->be->n_sms) / (heads->n_kv_heads * (run->n_decode + 1)) + 1;
+    // CTAs for the card about twice over; whole contexts as soon as they fill it once.
+    uint32_t ctas = heads->n_kv_heads * (run->n_decode ? run->n_decode : 1);
+    uint32_t splits =
+        ctas * 3 >= (uint32_t)m->be->n_sms * 4 ? 1 : 2 * (uint32_t)m->be->n_sms / ctas + 1;
     struct cu_attention a = {.heads = *heads,
                              .pages = pages_of(m, run),
                              .q = m->q,

@@ -411,13 +411,7 @@ template <int NT> __global__ void __maxnreg__(NT > 2 ? 88 : 64) gemm_small_kerne
 template <int NT> int launch(const cu_gemm *g, cudaStream_t stream)
 {
     static bool ready[16];
-    int device = 0;
-    cudaError_t e = cudaGetDevice(&device);
-    if (e == cudaSuccess && !ready[device & 15]) {
-        e = cudaFuncSetAttribute(gemm_small_kernel<NT>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 Shape<NT>::BYTES);
-        ready[device & 15] = e == cudaSuccess;
-    }
+    cudaError_t e = allow_shared(gemm_small_kernel<NT>, Shape<NT>::BYTES, ready);
     if (e != cudaSuccess)
         return e;
     return launch_pdl(gemm_small_kernel<NT>, dim3(g->n_ctas), dim3(THREADS), Shape<NT>::BYTES,

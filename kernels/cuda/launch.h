@@ -117,7 +117,8 @@ struct cu_expand {
     const int32_t *owner;    // [T] index of the segment that may replace things, or -1
     const struct cu_site *sites;
     uint32_t site_stride;
-    const float *v; // planes [.][T, v_width]
+    const float *v;  // planes [.][T, v_width], or NULL with
+    const void *v16; // bf16 [T, v_width], scaled already
     uint32_t v_planes, v_width;
     int kinds; // 0 none, 1 additive, 2 all
 };
@@ -219,11 +220,11 @@ int cu_attention_prefill(const struct cu_attention *a, const struct cu_rows *r,
                          const uint32_t *block_sequence, const uint32_t *block_row,
                          uint32_t n_blocks, cudaStream_t stream);
 
-/* v = g->s, n_planes of it, for T > CU_SMALL_ROWS; items of at most CU_SHRINK_ROWS rows of a
- * segment. */
+/* v16[T, s_width] = scale x A^T in bf16 for T > CU_SMALL_ROWS, by way of n_planes of g->s; items of
+ * at most CU_SHRINK_ROWS rows of a segment. */
 enum { CU_SHRINK_ROWS = 64 };
 int cu_shrink(const struct cu_gemm *g, const uint32_t *item_segment, const uint32_t *item_row,
-              uint32_t n_items, uint32_t n_planes, cudaStream_t stream);
+              uint32_t n_items, uint32_t n_planes, void *v16, cudaStream_t stream);
 
 /* Rows [row0, row0 + n_rows) of y at outputs out_ids[i] (NULL: out0 + i) become x w_i^T. */
 struct cu_replace {

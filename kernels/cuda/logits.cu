@@ -16,11 +16,19 @@ __global__ void __launch_bounds__(EXPAND_THREADS) logits_kernel(const cu_expand 
 {
     __shared__ ExpandShared<NTB, TILES> sm;
     uint32_t t0 = blockIdx.y * NTB * 8, out0 = blockIdx.x * TILES * 16;
-    expand_block<NTB, TILES, KINDS>(e, sm, t0, TILES, [=](uint32_t i) { return out0 + i * 16; });
-    for (int i = threadIdx.x; i < NTB * 8 * TILES * 16; i += EXPAND_THREADS) {
-        uint32_t t = t0 + i / (TILES * 16), o = i % (TILES * 16);
-        if (t < e.t && out0 + o < e.n)
-            logits[(size_t)t * e.n + out0 + o] = sm.y[(t - t0) * sm.Y_STRIDE + o];
+    auto out_of = [=](uint32_t i) { return out0 + i * 16; };
+    Expander<NTB, TILES, KINDS, decltype(out_of)> y(e, sm, out_of, t0, TILES);
+    y.run();
+    constexpr int PAIRS = TILES * 8;
+    for (int i = threadIdx.x; i < NTB * 8 * PAIRS; i += EXPAND_THREADS) {
+        uint32_t t = t0 + i / PAIRS, o = i % PAIRS * 2;
+        if (t >= e.t || out0 + o >= e.n)
+            continue;
+        float2 v = y.pair(t, out0 + o, o);
+        float *to = logits + (size_t)t * e.n + out0 + o;
+        to[0] = v.x;
+        if (out0 + o + 1 < e.n)
+            to[1] = v.y;
     }
 }
 

@@ -17,17 +17,32 @@ __global__ void __launch_bounds__(EXPAND_THREADS)
 {
     __shared__ ExpandShared<NTB, TILES> sm;
     uint32_t t0 = blockIdx.y * NTB * 8, out0 = blockIdx.x * TILES * 16;
-    expand_block<NTB, TILES, KINDS>(e, sm, t0, TILES, [=](uint32_t i) { return out0 + i * 16; });
-    for (int i = threadIdx.x; i < NTB * 8 * TILES * 16; i += EXPAND_THREADS) {
-        uint32_t t = t0 + i / (TILES * 16), o = i % (TILES * 16);
+    auto out_of = [=](uint32_t i) { return out0 + i * 16; };
+    Expander<NTB, TILES, KINDS, decltype(out_of)> y(e, sm, out_of, t0, TILES);
+    y.run();
+    constexpr int PAIRS = TILES * 8, MINE = NTB * 8 * PAIRS / EXPAND_THREADS;
+    float *dst = out ? out : x;
+    float2 v[MINE];
+#pragma unroll
+    for (int k = 0; k < MINE; k++) { // all loads before the first store
+        int i = k * EXPAND_THREADS + threadIdx.x;
+        uint32_t t = t0 + i / PAIRS, o = i % PAIRS * 2;
+        v[k] = make_float2(0, 0);
         if (t >= e.t || out0 + o >= e.n)
             continue;
-        float y = sm.y[(t - t0) * sm.Y_STRIDE + o];
-        size_t at = (size_t)t * e.n + out0 + o;
-        if (out)
-            out[at] = y;
-        else
-            x[at] += y;
+        v[k] = y.pair(t, out0 + o, o);
+        if (!out) {
+            float2 old = __ldcg((const float2 *)(x + (size_t)t * e.n + out0 + o));
+            v[k].x += old.x;
+            v[k].y += old.y;
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < MINE; k++) {
+        int i = k * EXPAND_THREADS + threadIdx.x;
+        uint32_t t = t0 + i / PAIRS, o = i % PAIRS * 2;
+        if (t < e.t && out0 + o < e.n)
+            *(float2 *)(dst + (size_t)t * e.n + out0 + o) = v[k];
     }
 }
 

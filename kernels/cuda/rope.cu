@@ -31,7 +31,6 @@ __device__ const float *norm_weights(const cu_norm &n, const cu_rows &rows, uint
 }
 
 /* One token's head, by one warp. */
-template <int TILES>
 __device__ void normalise(float *y, const float *w, const cu_norm &n, uint32_t head_dim, int lane)
 {
     float sum = 0;
@@ -43,17 +42,47 @@ __device__ void normalise(float *y, const float *w, const cu_norm &n, uint32_t h
     __syncwarp();
 }
 
+/* Where row t's key or value of a head goes. */
+__device__ bf16 *kv_row(const Args &a, uint32_t t, uint32_t kv_head, bool key)
+{
+    const cu_sequence &s = a.rows.sequences[a.rows.sequence[t]];
+    uint32_t position = a.rows.position[t], tokens = a.pages.page_tokens;
+    uint32_t page = a.pages.table[s.page0 + position / tokens];
+    uint8_t *at = a.pages.pool + (uint64_t)(page / a.pages.pages_per_chunk) * (2u << 20) +
+                  page % a.pages.pages_per_chunk * a.pages.page_bytes;
+    size_t row = ((size_t)(a.heads.layer * 2 + !key) * a.heads.n_kv_heads + kv_head) * tokens;
+    return (bf16 *)at + (row + position % tokens) * a.heads.head_dim;
+}
+
 template <int NTB, int TILES, int KINDS>
 __global__ void __launch_bounds__(EXPAND_THREADS) rope_kernel(const cu_expand e, const Args a)
 {
     __shared__ ExpandShared<NTB, TILES> sm;
     const cu_heads &h = a.heads;
     uint32_t t0 = blockIdx.y * NTB * 8, head = blockIdx.x, hd = h.head_dim;
-    expand_block<NTB, TILES, KINDS>(e, sm, t0, hd / 16,
-                                    [=](uint32_t i) { return head * hd + i * 16; });
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    auto out_of = [=](uint32_t i) { return head * hd + i * 16; };
+    __shared__ bf16 *rows_to[NTB * 8];
     bool is_q = head < h.n_heads, is_k = !is_q && head < h.n_heads + h.n_kv_heads;
-    uint32_t half = h.rotary_dim / 2, n_rows = *a.rows.n_rows;
+    uint32_t n_rows = *a.rows.n_rows;
+    if (threadIdx.x < NTB * 8 && t0 + threadIdx.x < n_rows) // known before the wait
+        rows_to[threadIdx.x] =
+            is_q ? a.q + ((size_t)(t0 + threadIdx.x) * h.n_heads + head) * hd
+                 : kv_row(a, t0 + threadIdx.x, (head - h.n_heads) % h.n_kv_heads, is_k);
+    Expander<NTB, TILES, KINDS, decltype(out_of)> x(e, sm, out_of, t0, hd / 16);
+    x.run();
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x; i < NTB * 8 * (hd / 2); i += EXPAND_THREADS) {
+        uint32_t t = t0 + i / (hd / 2), o = i % (hd / 2) * 2;
+        if (t >= n_rows)
+            break;
+        float2 v = x.pair(t, head * hd + o, o);
+        float *to = sm.y + (t - t0) * sm.Y_STRIDE + o;
+        to[0] = v.x;
+        to[1] = v.y;
+    }
+    __syncthreads();
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint32_t half = h.rotary_dim / 2;
     for (uint32_t i = warp; i < NTB * 8; i += EXPAND_WARPS) {
         uint32_t t = t0 + i;
         if (t >= n_rows)
@@ -61,26 +90,15 @@ __global__ void __launch_bounds__(EXPAND_THREADS) rope_kernel(const cu_expand e,
         float *y = sm.y + i * sm.Y_STRIDE;
         const cu_norm &n = is_q ? a.q_norm : a.k_norm;
         if ((is_q || is_k) && n.w)
-            normalise<TILES>(y, norm_weights(n, a.rows, t), n, hd, lane);
+            normalise(y, norm_weights(n, a.rows, t), n, hd, lane);
         const float *trig = a.trig + (size_t)t * h.rotary_dim;
-        bf16 *to = a.q + ((size_t)t * h.n_heads + head) * hd;
-        if (!is_q) {
-            const cu_sequence &s = a.rows.sequences[a.rows.sequence[t]];
-            uint32_t position = a.rows.position[t], tokens = a.pages.page_tokens;
-            uint32_t page = a.pages.table[s.page0 + position / tokens];
-            uint8_t *at = a.pages.pool + (uint64_t)(page / a.pages.pages_per_chunk) * (2u << 20) +
-                          page % a.pages.pages_per_chunk * a.pages.page_bytes;
-            uint32_t kv_head = (head - h.n_heads) % h.n_kv_heads;
-            size_t row = ((size_t)(h.layer * 2 + !is_k) * h.n_kv_heads + kv_head) * tokens;
-            to = (bf16 *)at + (row + position % tokens) * hd;
-        }
         for (uint32_t j = lane; j < hd; j += 32) {
             float v = y[j];
             if ((is_q || is_k) && j < half)
                 v = y[j] * trig[j] - y[j + half] * trig[half + j];
             else if ((is_q || is_k) && j < 2 * half)
                 v = y[j] * trig[j - half] + y[j - half] * trig[j];
-            to[j] = __float2bfloat16(v);
+            rows_to[i][j] = __float2bfloat16(v);
         }
     }
 }
@@ -107,9 +125,9 @@ extern "C" int cu_rope_write(const struct cu_expand *e, const struct cu_rows *r,
                              const struct cu_pages *pages, void *q, cudaStream_t stream)
 {
     Args a = {*r, *h, *q_norm, *k_norm, trig, *pages, (bf16 *)q};
-    if (e->t <= 8)
+    if (e->t <= CU_SMALL_ROWS)
         return launch_width<1>(e, a, stream);
-    if (e->t <= CU_SMALL_ROWS || h->head_dim > 128)
+    if (h->head_dim > 128)
         return launch_width<2>(e, a, stream);
     return launch<8, 8>(e, a, stream);
 }

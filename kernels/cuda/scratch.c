@@ -71,6 +71,7 @@ static size_t list_wanted(struct device_model *m, const struct model_config *c,
     WANT(changed, logits * c->vocab_size * 4);
     WANT(counts_scratch, logits * c->vocab_size * 4);
     WANT(v, v_rows * V_COLUMNS * 4);
+    WANT(v16, v_rows * V_COLUMNS * 2);
     WANT(trig, 2 * rows * c->rotary_dim * 4);
     WANT(partial, (uint64_t)CUDA_MAX_SPLIT * l->max_sequences * c->n_heads * (c->head_dim + 2) * 4);
     WANT(inv_freq, 4 * c->rotary_dim / 2 * 4);

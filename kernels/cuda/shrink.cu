@@ -13,7 +13,7 @@ using namespace lora;
 namespace
 {
 
-constexpr int THREADS = 256, TOKENS = 64, STEP_K = 128, STAGES = 3;
+constexpr int THREADS = 256, TOKENS = 64, STEP_K = 128, STAGES = 3, REDUCE_ROWS = 8;
 constexpr int X_STAGE = TOKENS * STEP_K * 2, A_STAGE = 64 * STEP_K * 2;
 constexpr int BYTES = STAGES * (X_STAGE + A_STAGE);
 
@@ -158,24 +158,55 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
+/* v16 = scale * sum of planes; a CTA has 8 rows of an item. */
+__global__ void __launch_bounds__(THREADS)
+    reduce_kernel(const cu_gemm g, const uint32_t *item_segment, const uint32_t *item_row,
+                  uint32_t n_planes, bf16 *v16)
+{
+    pdl_launch_dependents();
+    uint32_t idx = item_segment[blockIdx.x], row = item_row[blockIdx.x];
+    cu_segment s = g.segments[idx];
+    const cu_site &site = g.sites[(size_t)s.slot * g.site_stride];
+    row += blockIdx.y * REDUCE_ROWS;
+    uint32_t left = s.n_rows > row ? s.n_rows - row : 0, n = site.n_rows;
+    uint32_t n_rows = min(left, (uint32_t)REDUCE_ROWS);
+    pdl_wait();
+    for (uint32_t i = threadIdx.x; i < n_rows * n; i += THREADS) {
+        uint32_t c = i % n;
+        size_t at = (size_t)(s.row0 + row + i / n) * g.s_width + g.columns[idx] + c;
+        float sum = 0, scale = 0;
+        float v[8];
+#pragma unroll
+        for (int p = 0; p < 8; p++) // cu_shrink makes at most eight planes
+            v[p] = p < (int)n_planes ? __ldcg(g.s + p * ((size_t)g.t * g.s_width) + at) : 0.f;
+#pragma unroll
+        for (int p = 0; p < 8; p++)
+            sum += v[p];
+        for (uint32_t k = 0; k < site.n_parts; k++) {
+            if (c >= site.parts[k].col0 && c < site.parts[k].col0 + site.parts[k].rank)
+                scale = site.parts[k].scale * s.scale;
+        }
+        v16[at] = __float2bfloat16(sum * scale);
+    }
+}
+
 } // namespace
 
 extern "C" int cu_shrink(const struct cu_gemm *g, const uint32_t *item_segment,
-                         const uint32_t *item_row, uint32_t n_items, uint32_t n_planes,
+                         const uint32_t *item_row, uint32_t n_items, uint32_t n_planes, void *v16,
                          cudaStream_t stream)
 {
     if (n_items == 0)
         return 0;
     static_assert(BYTES >= 4 * TOKENS * 65 * 4, "the sums lie in the ring");
     static bool ready[16];
-    int device = 0;
-    cudaError_t e = cudaGetDevice(&device);
-    if (e == cudaSuccess && !ready[device & 15]) {
-        e = cudaFuncSetAttribute(shrink_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
-        ready[device & 15] = e == cudaSuccess;
-    }
+    cudaError_t e = allow_shared(shrink_kernel, BYTES, ready);
     if (e != cudaSuccess)
         return e;
-    return launch_pdl(shrink_kernel, dim3(n_items, n_planes), dim3(THREADS), BYTES, stream, *g,
-                      item_segment, item_row);
+    e = launch_pdl(shrink_kernel, dim3(n_items, n_planes), dim3(THREADS), BYTES, stream, *g,
+                   item_segment, item_row);
+    if (e != cudaSuccess)
+        return e;
+    return launch_pdl(reduce_kernel, dim3(n_items, TOKENS / REDUCE_ROWS), dim3(THREADS), 0, stream,
+                      *g, item_segment, item_row, n_planes, (bf16 *)v16);
 }
