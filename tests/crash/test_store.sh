@@ -2,8 +2,7 @@
 # Kill -9 at the file calls of every command that writes to the store. A sample of the calls in `make check`, all of
 # them with CRASH_STEP=1 (`make crash`).
 CRASH_STEP=${CRASH_STEP:-13}
-# In memory where that is possible: what a kill leaves does not depend on the disk.
-[ -n "${LORA_TEST_TMP-}" ] || [ ! -w /dev/shm ] || export LORA_TEST_TMP=/dev/shm
+. tests/crash/memory_lib.sh
 . tests/lib/tap.sh
 . tests/crash/crash_lib.sh
 
