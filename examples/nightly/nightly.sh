@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# A nightly job: take the team's adapters from the registry, check them, give them to the server that runs, tidy up.
+#   nightly.sh REGISTRY/REPO[:TAG] [SERVER_PID]
+# LORA_STORE says which store (else the default one); LORA_PULL_FLAGS adds flags to `lora pull`, as --plain-http for a
+# registry on this machine. With LORA_KEY set every adapter must carry a signature that this key verifies.
+# Safe to run twice, to interrupt, and beside a server: nothing is published before all of it was checked.
+set -euo pipefail
+LORA_PULL_FLAGS=${LORA_PULL_FLAGS:-}
+image=${1:?usage: nightly.sh REGISTRY/REPO[:TAG] [SERVER_PID]}
+server=${2:-}
+today=$(date -u +%Y-%m-%d)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# 1. Pull, into a name of its own kind: names that serve are not touched yet. Status 1 is the network or the registry
+#    (come back tomorrow), 5 is damage (somebody should look), 4 a refusal.
+lora pull $LORA_PULL_FLAGS "$image" --tag "$today" --json >"$work/pulled.json"
+
+# 2. Verify: every file and every name of the store, against its digests.
+lora fsck --json >"$work/fsck.json"
+ids() { python3 -c 'import json, sys; [print(a["name"], a["id"]) for a in json.load(open(sys.argv[1]))["adapters"]]' "$1"; }
+if [ -n "${LORA_KEY:-}" ]; then
+    ids "$work/pulled.json" | while read -r _ id; do lora verify "$id" --key "$LORA_KEY"; done
+fi
+
+# 3. Tag: `latest` is what the server offers. The old one stays in the name's history (`lora tag --undo NAME`).
+ids "$work/pulled.json" | while read -r name id; do
+    lora tag "$id" "$name:latest" --force
+done
+
+# 4. The server reads the names again; requests that run keep the adapter with which they began.
+if [ -n "$server" ]; then
+    kill -HUP "$server"
+fi
+
+# 5. What no name and no running server holds goes.
+lora gc --json >"$work/gc.json"
+echo "nightly: $(ids "$work/pulled.json" | wc -l) adapters of $image are latest, tagged $today"
