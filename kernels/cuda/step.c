@@ -263,6 +263,9 @@ static int fill_meta(struct device_model *m, struct cuda_flight *f, const struct
                          AT(int32_t, head_owner), err);
     if (rc)
         return rc;
+    if (s->n_segments > CU_MAX_SEGMENTS || s->n_head_segments > CU_MAX_SEGMENTS)
+        return err_set(err, ERR_LIMIT, "step: %u segments, cuda holds %d", s->n_segments,
+                       CU_MAX_SEGMENTS);
     uint32_t width = set_columns(m, s->segments, s->n_segments, AT(uint32_t, columns));
     uint32_t head =
         set_columns(m, s->head_segments, s->n_head_segments, AT(uint32_t, head_columns));
