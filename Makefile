@@ -24,7 +24,7 @@ LDFLAGS  += $(filter -fsanitize%,$(CFLAGS)) -Wl,--as-needed
 
 # ---- what is built ------------------------------------------------------------------------------
 LIBCORE := \
-  $(addprefix libcore/base/,arena digest err file log strbuf sys thread) \
+  $(addprefix libcore/base/,arena digest err file log philox strbuf sys thread) \
   $(addprefix libcore/tensor/,dtype tensor) \
   $(addprefix libcore/adapter/,adapter bake builder capability content_id eigen stats) \
   $(addprefix libcore/format/,adapter_file checkpoint foreign foreign_names foreign_write generation_config gguf \

@@ -163,10 +163,9 @@ struct op_access {
 /*
  * The draw, the same on every back end up to rounding of log: among the ids that top_k, top_p and
  * min_p left, the largest of l_i / temperature + G_i, where G_i = -log(-log(u_i)), u_i = (n_i +
- * 0.5) / 2^32 and n_i is word i % 4 of Philox4x32-10 with key (seed low, seed high) and counter
- * (i / 4, 0, counter low, counter high). Equal sums: the lowest id. This is the Gumbel-max form of
- * drawing from the softmax; it needs no order of summation.
+ * 0.5) / 2^32 and n_i is word i % 4 of philox4x32 (libcore/base/philox.h) with key (seed low, seed
+ * high) and counter (i / 4, 0, counter low, counter high). Equal sums: the lowest id. This is the
+ * Gumbel-max form of drawing from the softmax; it needs no order of summation.
  */
-void op_philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 
 #endif

@@ -5,13 +5,14 @@
  * repetition, frequency and presence penalties. Temperature 0 takes the largest (the lowest id
  * among equals). Otherwise, on logits / temperature: min_p keeps p_i >= min_p * p_max; top_k keeps
  * the k largest (and what equals the k-th); top_p keeps, by falling probability among those, every
- * id whose predecessors sum to less than top_p; the draw is op_philox4x32's Gumbel-max (ops.h).
+ * id whose predecessors sum to less than top_p; the draw is philox4x32's Gumbel-max (ops.h).
  * Nothing is sorted that need not be: thresholds are found by quickselect over the mass.
  */
 #include <math.h>
 #include <string.h>
 
 #include "kernels/cpu/cpu_impl.h"
+#include "libcore/base/philox.h"
 
 struct sample_run {
     struct device_model *m;
@@ -194,7 +195,7 @@ static int32_t draw(const struct sample_params *p, const float *l, const uint32_
             continue;
         uint32_t counter[4] = {id / 4, 0, (uint32_t)p->counter, (uint32_t)(p->counter >> 32)};
         uint32_t word[4];
-        op_philox4x32(counter, key, word);
+        philox4x32(counter, key, word);
         double u = ((double)word[id % 4] + 0.5) * 0x1p-32;
         double value = l[id] - log(-log(u));
         if (value > best || (value == best && id < best_id)) {

@@ -1,16 +1,12 @@
 /*
- * random: numbers that depend on (seed, tensor, index) alone: Philox4x32-10, counter-based
- * (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). Whatever thread, tile or
- * order asks for a value, it is the same. Thread rule: pure functions.
+ * random: numbers that depend on (seed, tensor, index) alone, by base/philox.h. Whatever thread,
+ * tile or order asks for a value, it is the same. Thread rule: pure functions.
  */
 #ifndef LIBCORE_MERGE_RANDOM_H
 #define LIBCORE_MERGE_RANDOM_H
 
 #include <stddef.h>
 #include <stdint.h>
-
-/* One Philox4x32-10 block: counter and key in, four words out. */
-void random_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 
 /* The index-th number of the stream `tensor`: uniform in [0, 1), 32 bits of it. */
 double random_uniform(uint64_t seed, uint64_t tensor, uint64_t index);
