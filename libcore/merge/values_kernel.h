@@ -6,6 +6,7 @@
  * alone with: -DVECTOR=float -D'KERNEL_NAME="alone"' -D'vector_zero()=0' -D'vector_splat(f)=(f)'
  * alone with: -D'KERNEL_TABLE=const struct values_kernels alone' -D'vector_load(p)=(*(p))'
  * alone with: -D'vector_store(p,v)=(*(p)=(v))' -D'vector_fma(a,b,c)=fmaf(a,b,c)'
+ * alone with: -D'vector_add(a,b)=((a)+(b))'
  */
 #ifndef LIBCORE_MERGE_VALUES_KERNEL_H
 #define LIBCORE_MERGE_VALUES_KERNEL_H

@@ -5,13 +5,13 @@
 command -v python3 >/dev/null || skip_all "python3 is not installed"
 lora import --recursive "$TINYTALK/adapters" -q >/dev/null
 lora pack math-lora upper-lora --format oci --output "$TMP/layout" -q >/dev/null
-ok "lora knows push" lora push --help
 lora push math-lora localhost:1/x --plain-http >/dev/null 2>"$TMP/.push"
 ! grep -q 'without libcurl' "$TMP/.push" || skip_all "built without libcurl"
+ok "lora knows push" lora push --help
 python3 tests/packs/stub_registry.py "$TMP/layout" "$TMP/port" "$TMP/log" &
 STUB=$!
 trap 'kill $STUB 2>/dev/null; rm -rf "$TMP"' EXIT
-for ((i = 0; i < 100; i++)); do [ ! -s "$TMP/port" ] || break; sleep 0.1; done
+for ((i = 0; i < 1200; i++)); do [ ! -s "$TMP/port" ] || break; sleep 0.1; done
 HOST=localhost:$(cat "$TMP/port")
 export HOME=$TMP DOCKER_CONFIG=$TMP/docker
 mkdir "$DOCKER_CONFIG"

@@ -19,7 +19,7 @@ registry_start() {
         "$TMP/registry" "$PORT" "${1-}" >"$TMP/registry.yml"
     "$SERVER" serve "$TMP/registry.yml" >"$TMP/registry.log" 2>&1 &
     REGISTRY_PID=$!
-    for ((i = 0; i < 100; i++)); do
+    for ((i = 0; i < 1200; i++)); do
         (exec 3<>"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null && return 0
         sleep 0.1
     done

@@ -10,7 +10,7 @@ printf 'version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory:
 "$SERVER" serve "$TMP/registry.yml" >"$TMP/registry.log" 2>&1 &
 REGISTRY_PID=$!
 trap 'kill $REGISTRY_PID 2>/dev/null; serve_stop; rm -rf "$TMP"' EXIT
-for ((i = 0; i < 100; i++)); do (exec 3<>"/dev/tcp/127.0.0.1/$REG_PORT") 2>/dev/null && break; sleep 0.1; done
+for ((i = 0; i < 1200; i++)); do (exec 3<>"/dev/tcp/127.0.0.1/$REG_PORT") 2>/dev/null && break; sleep 0.1; done
 export LORA_PULL_FLAGS=--plain-http
 
 lora import "$TINYTALK/base" --name tinytalk -q >/dev/null
