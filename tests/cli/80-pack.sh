@@ -29,6 +29,28 @@ ok "the order of the references does not matter" lora pack upper-lora math-lora 
 lora pack math-lora upper-lora math-lora --output "$TMP/ba.tar" -q >/dev/null
 ok "…nor that one is named twice" cmp "$TMP/ab.tar" "$TMP/ba.tar"
 
+# Many: as many adapters as LORA_PACK_MANY says (500 were tried), one value of each its own.
+MANY=${LORA_PACK_MANY:-40}
+python3 - "$TINYTALK/adapters/upper-lora" "$TMP/many" "$MANY" <<'PY'
+import os, struct, sys
+src, out, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
+weights, config = (open(f"{src}/{f}", "rb").read() for f in ("adapter_model.safetensors", "adapter_config.json"))
+start = 8 + struct.unpack("<Q", weights[:8])[0]
+for i in range(n):
+    os.makedirs(f"{out}/a{i:04d}")
+    own = bytearray(weights)
+    own[start + 4:start + 6] = struct.pack("<H", i + 1)
+    open(f"{out}/a{i:04d}/adapter_model.safetensors", "wb").write(own)
+    open(f"{out}/a{i:04d}/adapter_config.json", "wb").write(config)
+PY
+lora import --recursive "$TMP/many" --store "$TMP/many-one" -q >"$TMP/ids1"
+ok "$MANY adapters in one pack" lora pack $(ls "$TMP/many") --output "$TMP/many.tar" --store "$TMP/many-one"
+lora import "$TMP/many.tar" --store "$TMP/many-two" -q >"$TMP/ids2"
+ok "…come back with the same ids" cmp <(sort "$TMP/ids1") <(sort "$TMP/ids2")
+is "$(sort -u "$TMP/ids2" | wc -l)" "$MANY" "…all of them"
+ok "…are packed again" lora pack $(ls "$TMP/many") --output "$TMP/many2.tar" --store "$TMP/many-two"
+ok "…with the same bytes" cmp "$TMP/many.tar" "$TMP/many2.tar"
+
 # Names and tags travel.
 lora tag math-lora team/maths:v2 >/dev/null
 ok "a name with a slash and a tag is packed" lora pack team/maths:v2 --output "$TMP/named.tar"

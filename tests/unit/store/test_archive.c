@@ -1,0 +1,131 @@
+/* archive, arrive, registry references: what their headers promise. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "libcore/base/file.h"
+#include "libcore/base/sys.h"
+#include "store/archive.h"
+#include "store/arrive.h"
+#include "store/registry.h"
+#include "tests/lib/test.h"
+
+static char *tmp_path(const char *name)
+{
+    return file_join(test_tmp(), name);
+}
+
+static void write_tar(const char *path, size_t name_chars, struct err *err)
+{
+    struct archive_out *a;
+    char name[800];
+    uint64_t bytes;
+    memset(name, 'x', sizeof name);
+    for (size_t i = 60; i < name_chars; i += 61)
+        name[i] = '/';
+    name[name_chars] = '\0';
+    const struct archive_item small = {.name = "a", .size = 3, .data = "abc"};
+    const struct archive_item aligned = {.name = name, .size = 5, .data = "DATA!", .align = true};
+    CHECK_OK(archive_out_open(&a, path, ARCHIVE_KIND_TAR, NULL, NULL, err), *err);
+    EXPECT_INT(archive_out_put(a, &small, err), 0);
+    EXPECT_INT(archive_out_put(a, &aligned, err), 0);
+    EXPECT_INT(archive_out_finish(a, true, &bytes, err), 0);
+    archive_out_free(a);
+}
+
+static int keep(void *arg, const void *data, size_t n, struct err *err)
+{
+    (void)err;
+    strncat(arg, data, n);
+    return 0;
+}
+
+TEST(aligned_data_begins_at_a_page_and_comes_back_whatever_the_name)
+{
+    const size_t lengths[] = {1, 99, 100, 101, 154, 255, 256, 257, 400, 700};
+    struct err err = {0};
+    char *path = tmp_path("aligned.tar");
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        char *data, text[16] = "";
+        size_t n;
+        struct archive_in *in;
+        struct archive_in_entry e;
+        bool more;
+        write_tar(path, lengths[i], &err);
+        CHECK_OK(file_read(path, 1 << 20, &data, &n, &err), err);
+        const char *at = memmem(data, n, "DATA!", 5);
+        CHECK(at);
+        EXPECT_INT((at - data) % ARCHIVE_ALIGN, 0);
+        EXPECT_INT(n % 512, 0);
+        CHECK_OK(archive_in_open(&in, path, NULL, NULL, &err), err);
+        CHECK_OK(archive_in_next(in, &e, &more, &err), err);
+        CHECK_OK(archive_in_data(in, NULL, NULL, &err), err);
+        CHECK_OK(archive_in_next(in, &e, &more, &err), err);
+        EXPECT_INT(strlen(e.name), lengths[i]);
+        CHECK_OK(archive_in_data(in, keep, text, &err), err);
+        EXPECT_STR(text, "DATA!");
+        CHECK_OK(archive_in_next(in, &e, &more, &err), err);
+        EXPECT(!more);
+        archive_in_free(in);
+        sys_free(data);
+    }
+    sys_free(path);
+}
+
+TEST(an_unfinished_archive_leaves_no_file)
+{
+    struct err err = {0};
+    struct archive_out *a;
+    char *path = tmp_path("unfinished.zip"), **names;
+    size_t n;
+    CHECK_OK(archive_out_open(&a, path, ARCHIVE_KIND_ZIP, NULL, NULL, &err), err);
+    archive_out_free(a);
+    CHECK_OK(file_list(test_tmp(), &names, &n, &err), err);
+    for (size_t i = 0; i < n; i++)
+        EXPECT_MSG(!strstr(names[i], "unfinished"), "%s is left", names[i]);
+    file_free_names(names, n);
+    sys_free(path);
+}
+
+TEST(what_arrives_is_hashed_and_counted)
+{
+    enum { SIZE = 3 << 20 }; // large enough for the hashing thread
+    struct err err = {0};
+    struct arriving *a;
+    struct digest got, want;
+    char *path = tmp_path("arriving"), *data = malloc(SIZE);
+    for (size_t i = 0; i < SIZE; i++)
+        data[i] = (char)(i * 7 + i / 1000);
+    CHECK_OK(digest_buffer(data, SIZE, &want, &err), err);
+    CHECK_OK(arriving_open(&a, path, SIZE, "input", &err), err);
+    for (size_t at = 0; at < SIZE; at += 4096)
+        CHECK_OK(arriving_write(a, data + at, 4096, &err), err);
+    CHECK_CODE(arriving_write(a, data, 1, &err), ERR_CORRUPT, err);
+    CHECK_OK(arriving_finish(a, &got, &err), err);
+    EXPECT(digest_equal(&got, &want));
+    arriving_free(a);
+    sys_unlink(path);
+    // One that ends early is an error, and may be given up at any time.
+    CHECK_OK(arriving_open(&a, path, SIZE, "input", &err), err);
+    CHECK_OK(arriving_write(a, data, SIZE / 2, &err), err);
+    CHECK_CODE(arriving_finish(a, &got, &err), ERR_CORRUPT, err);
+    arriving_free(a);
+    free(data);
+    sys_free(path);
+}
+
+TEST(references_to_registries)
+{
+    static const char *const bad[] = {
+        "bot",      "team/bot",        "a.b/",     "a.b/x:", "a.b/X",        "a.b/x//y",
+        "a.b/x:-v", "a.b/x@sha256:12", "a.b/../x", "a.b/x/", "http://a.b/x", "a.b/x:v/1"};
+    struct registry_ref r;
+    struct err err = {0};
+    CHECK_OK(registry_ref_parse("localhost/x", &r, &err), err);
+    EXPECT_STR(r.reference, "latest");
+    CHECK_OK(registry_ref_parse("a.b:5000/team/my_bot.x--y:v1.0", &r, &err), err);
+    EXPECT_STR(r.host, "a.b:5000");
+    EXPECT_STR(r.repo, "team/my_bot.x--y");
+    EXPECT_STR(r.reference, "v1.0");
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        EXPECT_MSG(registry_ref_parse(bad[i], &r, &err) == ERR_USAGE, "%s is taken", bad[i]);
+}
