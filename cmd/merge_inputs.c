@@ -94,7 +94,12 @@ int merge_inputs_read(struct merge_inputs *out, struct store *s, char *const *wo
     for (size_t i = 0; !rc && i < n; i++) {
         struct merge_input *in = &out->items[out->n++];
         char *ref = split_weight(words[i], &in->weight);
-        rc = ref ? read_ref(out, in, ref, err) : no_memory(words[i], err);
+        const char *equals = ref ? strrchr(ref, '=') : NULL;
+        if (equals && !file_exists(ref)) // names have no =, so this was to be a weight
+            rc = err_set(err, ERR_USAGE, "%s: '%s' is no weight; wanted REF=NUMBER", words[i],
+                         equals + 1);
+        else
+            rc = ref ? read_ref(out, in, ref, err) : no_memory(words[i], err);
         sys_free(ref);
     }
     return rc;

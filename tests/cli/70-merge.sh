@@ -94,6 +94,8 @@ ok "…unless --force" lora merge "$A/title-lora" --base "$B" --output "$TMP/aga
 not_ok "…replaces it" weights_equal "$TMP/upper" "$TMP/again"
 exits 2 "no output" lora merge "$A/upper-lora" --base "$B"
 exits 2 "no adapter" lora merge --output "$TMP/x"
+exits 2 "a weight that is no number" lora merge "$A/upper-lora=x" --base "$B" --output "$TMP/x"
+like "$ERR" "is no weight" "…is named"
 exits 2 "the same adapter twice" lora merge "$A/upper-lora" "$A/upper-lora" --base "$B" --output "$TMP/x"
 exits 1 "an adapter that is not there" lora merge "$TMP/nothing" --base "$B" --output "$TMP/x"
 exits 4 "DoRA beside another on the same modules" lora merge "$A/sort-lora" "$A/math-lora" --base "$B" --output "$TMP/x"
