@@ -2,7 +2,7 @@
 # A nightly job: take the team's adapters from the registry, check them, give them to the server that runs, tidy up.
 #   nightly.sh REGISTRY/REPO[:TAG] [SERVER_PID]
 # LORA_STORE says which store (else the default one); LORA_PULL_FLAGS adds flags to `lora pull`, as --plain-http for a
-# registry on this machine. With LORA_KEY set every adapter must carry a signature that this key verifies.
+# registry on this machine.
 # Safe to run twice, to interrupt, and beside a server: nothing is published before all of it was checked.
 set -euo pipefail
 LORA_PULL_FLAGS=${LORA_PULL_FLAGS:-}
@@ -19,9 +19,6 @@ lora pull $LORA_PULL_FLAGS "$image" --tag "$today" --json >"$work/pulled.json"
 # 2. Verify: every file and every name of the store, against its digests.
 lora fsck --json >"$work/fsck.json"
 ids() { python3 -c 'import json, sys; [print(a["name"], a["id"]) for a in json.load(open(sys.argv[1]))["adapters"]]' "$1"; }
-if [ -n "${LORA_KEY:-}" ]; then
-    ids "$work/pulled.json" | while read -r _ id; do lora verify "$id" --key "$LORA_KEY"; done
-fi
 
 # 3. Tag: `latest` is what the server offers. The old one stays in the name's history (`lora tag --undo NAME`).
 ids "$work/pulled.json" | while read -r name id; do
