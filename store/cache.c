@@ -200,6 +200,28 @@ static bool links_to(const char *path, const char *target)
     return strcmp(buf, target) == 0;
 }
 
+/* Puts a link at `path`, or in the place of another one, at once: a reader beside it never finds
+ * the name gone. */
+static int place_link(const char *parent, const char *path, const char *target, struct err *err)
+{
+    static unsigned counter;
+    char name[64];
+    snprintf(name, sizeof name, ".link-%ld-%u", (long)getpid(),
+             __atomic_add_fetch(&counter, 1, __ATOMIC_RELAXED));
+    char *tmp = file_join(parent, name);
+    if (!tmp)
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory", parent);
+    int rc = 0;
+    if (sys_symlink(target, tmp) != 0)
+        rc = err_set_errno(err, errno, "%s: cannot link", path);
+    else if (sys_rename(tmp, path) != 0)
+        rc = err_set_errno(err, errno, "%s: cannot replace", path);
+    if (rc)
+        sys_unlink(tmp);
+    sys_free(tmp);
+    return rc;
+}
+
 static int make_link(const char *folder, const struct cache_link *link, struct err *err)
 {
     char *path = file_join(folder, link->name);
@@ -210,12 +232,9 @@ static int make_link(const char *folder, const struct cache_link *link, struct e
         char *parent = file_dir_name(path);
         rc = parent ? file_make_folders(parent, err)
                     : err_set(err, ERR_NO_MEMORY, "%s: no memory", folder);
+        if (!rc)
+            rc = place_link(parent, path, link->target, err);
         sys_free(parent);
-        if (!rc && sys_unlink(path) != 0 && errno != ENOENT)
-            rc = err_set_errno(err, errno, "%s: cannot replace", path);
-        // Somebody else may make the same link now.
-        if (!rc && sys_symlink(link->target, path) != 0 && !links_to(path, link->target))
-            rc = err_set_errno(err, errno, "%s: cannot link", path);
     }
     sys_free(path);
     return rc;
