@@ -135,6 +135,18 @@ static struct adapter_entry *find_or_add(struct adapter_pool *p, const char *con
     return e;
 }
 
+/* An unused entry may still be wanted by a hint or a pin whose load failed, or be named urgent. */
+static void leave_lists(struct adapter_entry *e)
+{
+    struct adapter_pool *p = e->pool;
+    e->prefetch = e->pinned = false;
+    adapter_entry_update_wanted(e);
+    for (uint32_t i = 0; i < p->n_urgent; i++) {
+        if (p->urgent[i] == e)
+            p->urgent[i--] = p->urgent[--p->n_urgent];
+    }
+}
+
 /* Worker, with the mutex: what is forgotten and unused leaves every tier. */
 static void sweep_forgotten(struct adapter_pool *p)
 {
@@ -149,6 +161,7 @@ static void sweep_forgotten(struct adapter_pool *p)
                 at = &e->next_in_bucket;
                 continue;
             }
+            leave_lists(e);
             *at = e->next_in_bucket;
             p->n_entries--;
             p->n_forgotten--;
