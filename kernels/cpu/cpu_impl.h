@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 
 #include "kernels/cpu/isa/isa.h"
+#include "kernels/loaded.h"
 #include "kernels/ops.h"
 #include "kernels/sites.h"
 #include "libcore/base/thread.h"
@@ -154,7 +155,7 @@ struct device_model {
     struct cpu_backend *be;
     const struct model_config *config;   // borrowed
     const struct model_modules *modules; // borrowed
-    _Atomic uint32_t *rows_loaded;       // [2 * modules.n]: of the weight, of the bias
+    struct loaded loaded;
     struct step_limits limits;
     const struct isa_table *isa;
     struct worker_pool *pool; // used by the compute thread alone

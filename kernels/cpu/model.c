@@ -146,10 +146,11 @@ int cpu_model_open(struct backend *base, const struct model_config *config,
     shape_matrix(config, SITE_EMBED, &m->embed);
     shape_matrix(config, SITE_HEAD, &m->head);
     m->layers = sys_calloc(config->n_layers, sizeof *m->layers);
-    m->rows_loaded = sys_calloc(2 * modules->n + 1, sizeof *m->rows_loaded);
     m->slots = sys_calloc(limits->max_slots + 1, sizeof *m->slots);
-    if (!m->layers || !m->rows_loaded || !m->slots)
+    if (!m->layers || !m->slots)
         rc = err_set(err, ERR_NO_MEMORY, "no memory for a model of %u layers", config->n_layers);
+    if (rc == 0)
+        rc = loaded_init(&m->loaded, modules, err);
     for (uint32_t i = 0; rc == 0 && i < config->n_layers; i++)
         rc = open_layer(m, i, err);
     if (rc == 0)
@@ -203,7 +204,7 @@ void cpu_model_free(struct backend *be, struct device_model *m)
     pthread_mutex_destroy(&m->lock);
     pthread_cond_destroy(&m->changed);
     sys_free(m->final_norm);
-    sys_free(m->rows_loaded);
+    loaded_release(&m->loaded);
     sys_free(m->slots);
     sys_free(m->layers);
     sys_free(m);
@@ -331,24 +332,6 @@ static float norm_plus(const struct model_config *c)
     return c->norm_plus_one ? 1.0f : 0.0f;
 }
 
-/* Counts what was loaded, so that model_ready can name what was not. */
-static void note_loaded(struct device_model *m, const struct weight_place *p, uint32_t n_rows)
-{
-    for (size_t i = 0; i < m->modules->n; i++) {
-        const struct model_module *mod = &m->modules->items[i];
-        const struct weight_place *q = &mod->place;
-        bool same =
-            q->layer == p->layer &&
-            (p->kind == WEIGHT_NORM ? q->kind == WEIGHT_NORM && q->norm == p->norm
-                                    : q->kind == WEIGHT_MATRIX && q->site == p->site &&
-                                          p->row0 >= q->row0 && p->row0 < q->row0 + mod->d_out);
-        if (!same)
-            continue;
-        atomic_fetch_add(&m->rows_loaded[2 * i + (p->kind == WEIGHT_BIAS)], n_rows);
-        return;
-    }
-}
-
 int cpu_weight_load(struct backend *be, struct device_model *m, const struct weight_place *place,
                     const struct tensor *src, struct err *err)
 {
@@ -370,28 +353,14 @@ int cpu_weight_load(struct backend *be, struct device_model *m, const struct wei
         rc = load_vector(m, to, (uint32_t)tensor_n_values(src), 0, src, norm_plus(c), err);
     }
     if (rc == 0)
-        note_loaded(m, place,
-                    src->n_dims == 3 ? (uint32_t)(src->shape[0] * src->shape[1])
-                                     : (uint32_t)src->shape[0]);
+        loaded_note(&m->loaded, place, src);
     return rc;
 }
 
 int cpu_model_ready(struct backend *be, struct device_model *m, struct err *err)
 {
     (void)be;
-    for (size_t i = 0; i < m->modules->n; i++) {
-        const struct model_module *mod = &m->modules->items[i];
-        uint32_t want = mod->d_out * (mod->n_experts ? mod->n_experts : 1);
-        uint32_t got = atomic_load(&m->rows_loaded[2 * i]);
-        if (!mod->tied && got != want)
-            return err_set(err, ERR_CORRUPT, "%s.%s: the checkpoint lacks it (%u of %u rows)",
-                           mod->name, mod->parameter, got, want);
-        got = atomic_load(&m->rows_loaded[2 * i + 1]);
-        if (mod->has_bias && got != mod->d_out)
-            return err_set(err, ERR_CORRUPT, "%s.bias: the checkpoint lacks it (%u of %u values)",
-                           mod->name, got, mod->d_out);
-    }
-    return 0;
+    return loaded_check(&m->loaded, err);
 }
 
 // ---- replacements

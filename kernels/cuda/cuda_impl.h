@@ -18,6 +18,7 @@
 #include <stdatomic.h>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/loaded.h"
 #include "libcore/backend.h"
 
 enum {
@@ -139,7 +140,7 @@ struct device_model {
     struct cuda_matrix embed, head; // head.data is embed's when tied
     struct cuda_layer *layers;
     float *final_norm;
-    _Atomic uint32_t *rows_loaded;
+    struct loaded loaded;
     struct cuda_staging staging[CUDA_STAGING_BLOCKS];
     pthread_mutex_t staging_lock;
     pthread_cond_t staging_free;

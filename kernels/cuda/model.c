@@ -97,10 +97,11 @@ int cuda_model_open(struct backend *base, const struct model_config *config,
     pthread_mutex_init(&m->load_lock, NULL);
     pthread_cond_init(&m->staging_free, NULL);
     m->layers = sys_calloc(config->n_layers, sizeof *m->layers);
-    m->rows_loaded = sys_calloc(2 * modules->n + 1, sizeof *m->rows_loaded);
     m->slots = sys_calloc(limits->max_slots + 1, sizeof *m->slots);
-    if (!m->layers || !m->rows_loaded || !m->slots)
+    if (!m->layers || !m->slots)
         rc = err_set(err, ERR_NO_MEMORY, "no memory for a model of %u layers", config->n_layers);
+    if (rc == 0)
+        rc = loaded_init(&m->loaded, modules, err);
     if (rc == 0)
         rc = cuda_check(cudaStreamCreateWithFlags(&m->compute, cudaStreamNonBlocking), "a stream",
                         err);
@@ -164,7 +165,7 @@ void cuda_model_free(struct backend *be, struct device_model *m)
     pthread_mutex_destroy(&m->staging_lock);
     pthread_mutex_destroy(&m->load_lock);
     pthread_cond_destroy(&m->staging_free);
-    sys_free(m->rows_loaded);
+    loaded_release(&m->loaded);
     sys_free(m->slots);
     sys_free(m->layers);
     sys_free(m);
@@ -276,24 +277,6 @@ int cuda_load_vector(struct device_model *m, float **to, uint32_t n_all, uint32_
     return rc;
 }
 
-/* Counts what was loaded, so that model_ready can name what was not. */
-static void note_loaded(struct device_model *m, const struct weight_place *p, uint32_t n_rows)
-{
-    for (size_t i = 0; i < m->modules->n; i++) {
-        const struct model_module *mod = &m->modules->items[i];
-        const struct weight_place *q = &mod->place;
-        bool same =
-            q->layer == p->layer &&
-            (p->kind == WEIGHT_NORM ? q->kind == WEIGHT_NORM && q->norm == p->norm
-                                    : q->kind == WEIGHT_MATRIX && q->site == p->site &&
-                                          p->row0 >= q->row0 && p->row0 < q->row0 + mod->d_out);
-        if (!same)
-            continue;
-        atomic_fetch_add(&m->rows_loaded[2 * i + (p->kind == WEIGHT_BIAS)], n_rows);
-        return;
-    }
-}
-
 static int load_matrix(struct device_model *m, const struct weight_place *p,
                        const struct tensor *src, struct err *err)
 {
@@ -326,25 +309,15 @@ int cuda_weight_load(struct backend *be, struct device_model *m, const struct we
         rc = cuda_load_vector(m, to, (uint32_t)tensor_n_values(src), 0, src, err);
     }
     if (rc == 0)
-        note_loaded(m, p, (uint32_t)src->shape[0]);
+        loaded_note(&m->loaded, p, src);
     return rc;
 }
 
 int cuda_model_ready(struct backend *be, struct device_model *m, struct err *err)
 {
     (void)be;
-    for (size_t i = 0; i < m->modules->n; i++) {
-        const struct model_module *mod = &m->modules->items[i];
-        uint32_t got = atomic_load(&m->rows_loaded[2 * i]);
-        if (!mod->tied && got != mod->d_out)
-            return err_set(err, ERR_CORRUPT, "%s.%s: the checkpoint lacks it (%u of %u rows)",
-                           mod->name, mod->parameter, got, mod->d_out);
-        got = atomic_load(&m->rows_loaded[2 * i + 1]);
-        if (mod->has_bias && got != mod->d_out)
-            return err_set(err, ERR_CORRUPT, "%s.bias: the checkpoint lacks it (%u of %u values)",
-                           mod->name, got, mod->d_out);
-    }
-    return cuda_check(cudaStreamSynchronize(m->copy), "loading weights", err);
+    int rc = loaded_check(&m->loaded, err);
+    return rc ? rc : cuda_check(cudaStreamSynchronize(m->copy), "loading weights", err);
 }
 
 // ---- replacements
