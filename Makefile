@@ -40,7 +40,7 @@ LIBCORE := \
     filters_seq filters_text format globals iter json lex loop methods methods_find methods_make \
     methods_split ops parse parse_expr parse_ops render repr scope strformat tests text value) \
   $(addprefix libcore/model/,arch_gemma arch_llama arch_mixtral arch_phi arch_qwen bind bind_coverage \
-    bind_variants config config_rope fingerprint load \
+    bind_variants config config_rope fingerprint load weight_file \
     module) \
   $(addprefix libcore/merge/,blend check combine combine_methods combine_module combine_rest companions each estimate explain \
     explain_pair extract extract_side factors initial into_base plan plan_layout plan_tensors random recipe resize stream \

@@ -17,7 +17,7 @@
  * and adapters; chunk i lies at pool base + i * BACKEND_CHUNK_BYTES. libcore/engine/device_pool.h
  * decides who gets which.
  *
- * Thread rule: info, supports, host_alloc, host_free, weight_load, replacement_load,
+ * Thread rule: info, supports, host_alloc, host_free, weight_load, weight_read, replacement_load,
  * adapter_pack_size, adapter_pack, adapter_load and math->row_norms may be called from loader
  * threads beside a running step; the rest only from the engine's worker thread. No globals:
  * any number of back ends may be open. A device error is a returned error, never an exit.
@@ -35,7 +35,7 @@
 #include "libcore/model/module.h"
 #include "libcore/tensor/tensor.h"
 
-enum { BACKEND_ABI = 1, BACKEND_CHUNK_BYTES = 2 << 20, BACKEND_MAX_TOP = 20 };
+enum { BACKEND_ABI = 2, BACKEND_CHUNK_BYTES = 2 << 20, BACKEND_MAX_TOP = 20 };
 
 struct backend;       // one open device (or device group)
 struct device_model;  // the weights of one base on it
@@ -150,6 +150,12 @@ struct step_result {
 
 enum adapter_state { ADAPTER_EMPTY, ADAPTER_LOADING, ADAPTER_READY, ADAPTER_FAILED };
 
+/* The bytes of a weight in the order of the file, each to be read once. */
+struct weight_source {
+    int (*read)(void *user, void *to, size_t n, struct err *err); // the next n bytes
+    void *user;
+};
+
 /* A replacement handle and the part it stands for. */
 struct adapter_replacement {
     const struct bound_part *part;
@@ -200,6 +206,11 @@ struct backend_ops {
      */
     int (*weight_load)(struct backend *be, struct device_model *m, const struct weight_place *place,
                        const struct tensor *src, struct err *err);
+    /* Optional: as weight_load, but src->data is NULL and the bytes come through `from`, so that
+     * they are read straight into memory that the device copies from. Called by several loader
+     * threads at once, each for a tensor of its own. NULL: weight_load gets a mapped view. */
+    int (*weight_read)(struct backend *be, struct device_model *m, const struct weight_place *place,
+                       const struct tensor *src, const struct weight_source *from, struct err *err);
     /* After the last weight_load: waits for copies, packs; ERR_CORRUPT names a weight never loaded.
      * A tied head needs no weight of its own. */
     int (*model_ready)(struct backend *be, struct device_model *m, struct err *err);

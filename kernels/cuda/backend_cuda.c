@@ -194,6 +194,7 @@ __attribute__((visibility("default"))) const struct backend_ops backend_cuda_ops
     .model_free = cuda_model_free,
     .model_bytes = cuda_model_bytes,
     .weight_load = cuda_weight_load,
+    .weight_read = cuda_weight_read,
     .model_ready = cuda_model_ready,
     .replacement_load = cuda_replacement_load,
     .replacement_free = cuda_replacement_free,

@@ -24,9 +24,9 @@
 enum {
     CUDA_LAYOUT_VERSION = 1,
     CUDA_IN_FLIGHT = 2,
-    CUDA_LAYER_SITES = 4, // qkv, o, gate_up, down
-    CUDA_STAGING_BLOCKS = 4,
-    CUDA_STAGING_BYTES = 32 << 20,
+    CUDA_LAYER_SITES = 4,     // qkv, o, gate_up, down
+    CUDA_STAGING_BLOCKS = 16, // two for each of eight loading threads
+    CUDA_STAGING_BYTES = 8 << 20,
     CUDA_WORKSPACE_BYTES = 64 << 20,
     CUDA_MAX_GRAPHS = 64,
     CUDA_MAX_SPLIT = 16,
@@ -83,6 +83,7 @@ struct cuda_staging {
     void *host;
     cudaEvent_t done;
     bool busy;
+    uint64_t last; // when it was taken, counted
 };
 
 /* Where the arrays of a step's description lie in the meta buffer; a function of the buckets. */
@@ -142,6 +143,7 @@ struct device_model {
     float *final_norm;
     struct loaded loaded;
     struct cuda_staging staging[CUDA_STAGING_BLOCKS];
+    uint64_t n_staged;
     pthread_mutex_t staging_lock;
     pthread_cond_t staging_free;
     // pool
@@ -199,6 +201,8 @@ int cuda_model_bytes(struct backend *be, const struct model_config *config,
                      struct err *err);
 int cuda_weight_load(struct backend *be, struct device_model *m, const struct weight_place *place,
                      const struct tensor *src, struct err *err);
+int cuda_weight_read(struct backend *be, struct device_model *m, const struct weight_place *place,
+                     const struct tensor *src, const struct weight_source *from, struct err *err);
 int cuda_model_ready(struct backend *be, struct device_model *m, struct err *err);
 int cuda_replacement_load(struct backend *be, struct device_model *m, const struct bound_part *part,
                           struct device_weight **out, uint64_t *n_bytes, struct err *err);

@@ -188,7 +188,7 @@ int cuda_model_bytes(struct backend *be, const struct model_config *c,
     return 0;
 }
 
-// ---- loading: convert into a pinned block, copy, go on with the next block
+// ---- loading: read or convert into a pinned block, copy, go on with the next block
 
 bool cuda_to_bf16(const struct tensor *src, uint64_t first, uint64_t n, uint16_t *dst)
 {
@@ -208,20 +208,33 @@ bool cuda_to_bf16(const struct tensor *src, uint64_t first, uint64_t n, uint16_t
     return true;
 }
 
+/* A block that nobody fills, better one whose copy is over. */
+static struct cuda_staging *find_staging(struct device_model *m)
+{
+    struct cuda_staging *found = NULL;
+    for (int i = 0; i < CUDA_STAGING_BLOCKS; i++) {
+        struct cuda_staging *s = &m->staging[i];
+        if (s->busy)
+            continue;
+        if (cudaEventQuery(s->done) == cudaSuccess)
+            return s;
+        if (!found || s->last < found->last)
+            found = s;
+    }
+    return found;
+}
+
 static struct cuda_staging *take_staging(struct device_model *m)
 {
+    struct cuda_staging *s;
     pthread_mutex_lock(&m->staging_lock);
-    for (;;) {
-        for (int i = 0; i < CUDA_STAGING_BLOCKS; i++) {
-            if (m->staging[i].busy)
-                continue;
-            m->staging[i].busy = true;
-            pthread_mutex_unlock(&m->staging_lock);
-            cudaEventSynchronize(m->staging[i].done);
-            return &m->staging[i];
-        }
+    while (!(s = find_staging(m)))
         pthread_cond_wait(&m->staging_free, &m->staging_lock);
-    }
+    s->busy = true;
+    s->last = ++m->n_staged;
+    pthread_mutex_unlock(&m->staging_lock);
+    cudaEventSynchronize(s->done);
+    return s;
 }
 
 static void give_staging(struct device_model *m, struct cuda_staging *s)
@@ -232,17 +245,40 @@ static void give_staging(struct device_model *m, struct cuda_staging *s)
     pthread_mutex_unlock(&m->staging_lock);
 }
 
-static int copy_bf16(struct device_model *m, void *to, const struct tensor *src, struct err *err)
+/* The next k values of src, from memory or from its file, as bf16 in a pinned block. */
+static int fill_staging(const struct tensor *src, const struct weight_source *from, uint64_t at,
+                        uint64_t k, uint16_t *to, void *unconverted, struct err *err)
+{
+    size_t bytes = dtype_bits(src->dtype) / 8;
+    bool as_is = src->dtype == DTYPE_BF16;
+    struct tensor piece = *src;
+    int rc = from ? from->read(from->user, as_is ? (void *)to : unconverted, k * bytes, err) : 0;
+    if (rc || (from && as_is))
+        return rc;
+    if (from) {
+        piece.data = unconverted;
+        at = 0;
+    }
+    if (cuda_to_bf16(&piece, at, k, to))
+        return 0;
+    return err_set(err, ERR_REFUSED, "weights of type %s are not computed on cuda",
+                   dtype_name(src->dtype));
+}
+
+static int copy_bf16(struct device_model *m, void *to, const struct tensor *src,
+                     const struct weight_source *from, struct err *err)
 {
     uint64_t n = tensor_n_values(src), per = CUDA_STAGING_BYTES / 2;
+    void *unconverted = NULL;
     int rc = cuda_check(cudaSetDevice(m->be->device), "choosing the card", err);
+    if (rc == 0 && from && src->dtype != DTYPE_BF16 &&
+        !(unconverted = sys_malloc((n < per ? n : per) * (dtype_bits(src->dtype) / 8) + 1)))
+        rc = err_set(err, ERR_NO_MEMORY, "no memory to convert weights");
     for (uint64_t at = 0; rc == 0 && at < n; at += per) {
         uint64_t k = n - at < per ? n - at : per;
         struct cuda_staging *s = take_staging(m);
-        if (!cuda_to_bf16(src, at, k, s->host))
-            rc = err_set(err, ERR_REFUSED, "weights of type %s are not computed on cuda",
-                         dtype_name(src->dtype));
-        else
+        rc = fill_staging(src, from, at, k, s->host, unconverted, err);
+        if (rc == 0)
             rc = cuda_check(cudaMemcpyAsync((char *)to + at * 2, s->host, k * 2,
                                             cudaMemcpyHostToDevice, m->copy),
                             "copying weights", err);
@@ -250,6 +286,7 @@ static int copy_bf16(struct device_model *m, void *to, const struct tensor *src,
             rc = cuda_check(cudaEventRecord(s->done, m->copy), "an event", err);
         give_staging(m, s);
     }
+    sys_free(unconverted);
     return rc;
 }
 
@@ -278,7 +315,7 @@ int cuda_load_vector(struct device_model *m, float **to, uint32_t n_all, uint32_
 }
 
 static int load_matrix(struct device_model *m, const struct weight_place *p,
-                       const struct tensor *src, struct err *err)
+                       const struct tensor *src, const struct weight_source *from, struct err *err)
 {
     int s = cuda_layer_site(p->site);
     struct cuda_matrix *to = s >= 0                  ? &m->layers[p->layer].sites[s]
@@ -286,31 +323,56 @@ static int load_matrix(struct device_model *m, const struct weight_place *p,
                                                      : &m->head;
     if (src->n_dims != 2 || src->shape[1] != to->n_cols || src->shape[0] + p->row0 > to->n_rows)
         return err_set(err, ERR_INTERNAL, "weight_load: shape does not fit its place");
-    return copy_bf16(m, (char *)to->data + (size_t)p->row0 * to->n_cols * 2, src, err);
+    return copy_bf16(m, (char *)to->data + (size_t)p->row0 * to->n_cols * 2, src, from, err);
+}
+
+static int load_small(struct device_model *m, const struct weight_place *p,
+                      const struct tensor *src, struct err *err)
+{
+    struct cuda_layer *l = &m->layers[p->layer];
+    uint32_t rows = (uint32_t)tensor_n_values(src), cols;
+    if (p->kind == WEIGHT_BIAS) {
+        cuda_site_shape(m->config, p->site, &rows, &cols);
+        return cuda_load_vector(m, &l->bias[cuda_layer_site(p->site)], rows, p->row0, src, err);
+    }
+    float **to = p->norm == NORM_FINAL ? &m->final_norm : &l->norms[p->norm];
+    return cuda_load_vector(m, to, rows, 0, src, err);
+}
+
+/* A norm or a bias whose bytes are still in the file. */
+static int read_small(struct device_model *m, const struct weight_place *p,
+                      const struct tensor *src, const struct weight_source *from, struct err *err)
+{
+    size_t n = tensor_n_bytes(src);
+    void *bytes = sys_malloc(n + 1);
+    struct tensor whole = *src;
+    whole.data = bytes;
+    int rc = bytes ? from->read(from->user, bytes, n, err)
+                   : err_set(err, ERR_NO_MEMORY, "no memory for a vector of %zu bytes", n);
+    rc = rc ? rc : load_small(m, p, &whole, err);
+    sys_free(bytes);
+    return rc;
+}
+
+int cuda_weight_read(struct backend *be, struct device_model *m, const struct weight_place *p,
+                     const struct tensor *src, const struct weight_source *from, struct err *err)
+{
+    (void)be;
+    if (p->layer >= m->config->n_layers)
+        return err_set(err, ERR_INTERNAL, "weight_load: layer %u of %u", p->layer,
+                       m->config->n_layers);
+    int rc = p->kind == WEIGHT_MATRIX ? load_matrix(m, p, src, from, err)
+             : from                   ? read_small(m, p, src, from, err)
+                                      : load_small(m, p, src, err);
+    if (rc == 0)
+        loaded_note(&m->loaded, p, src);
+    return rc;
 }
 
 int cuda_weight_load(struct backend *be, struct device_model *m, const struct weight_place *p,
                      const struct tensor *src, struct err *err)
 {
-    (void)be;
-    int rc;
-    if (p->layer >= m->config->n_layers)
-        return err_set(err, ERR_INTERNAL, "weight_load: layer %u of %u", p->layer,
-                       m->config->n_layers);
-    struct cuda_layer *l = &m->layers[p->layer];
-    if (p->kind == WEIGHT_MATRIX) {
-        rc = load_matrix(m, p, src, err);
-    } else if (p->kind == WEIGHT_BIAS) {
-        uint32_t rows, cols;
-        cuda_site_shape(m->config, p->site, &rows, &cols);
-        rc = cuda_load_vector(m, &l->bias[cuda_layer_site(p->site)], rows, p->row0, src, err);
-    } else {
-        float **to = p->norm == NORM_FINAL ? &m->final_norm : &l->norms[p->norm];
-        rc = cuda_load_vector(m, to, (uint32_t)tensor_n_values(src), 0, src, err);
-    }
-    if (rc == 0)
-        loaded_note(&m->loaded, p, src);
-    return rc;
+    return cuda_weight_read(be, m, p, src, NULL, err);
 }
 
 int cuda_model_ready(struct backend *be, struct device_model *m, struct err *err)
@@ -347,7 +409,7 @@ int cuda_replacement_load(struct backend *be, struct device_model *m, const stru
     } else {
         rc = allocate_matrix(&w->matrix, (uint32_t)full->shape[0], (uint32_t)full->shape[1], err);
         if (rc == 0)
-            rc = copy_bf16(m, w->matrix.data, full, err);
+            rc = copy_bf16(m, w->matrix.data, full, NULL, err);
         if (rc == 0)
             rc = cuda_check(cudaStreamSynchronize(m->copy), "loading a replacement", err);
         *n_bytes = (uint64_t)w->matrix.n_rows * w->matrix.n_cols * 2;

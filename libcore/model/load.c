@@ -5,6 +5,7 @@
 
 #include "libcore/base/sys.h"
 #include "libcore/base/thread.h"
+#include "libcore/model/weight_file.h"
 
 struct loader {
     struct backend *be;
@@ -14,9 +15,11 @@ struct loader {
     const struct model_modules *modules;
     const struct model_load_options *opt;
     uint64_t seed;
-    pthread_mutex_t lock; // of what follows
+    struct weight_files files; // open when the back end reads for itself
+    pthread_mutex_t lock;      // of what follows
     size_t next, n;
     uint64_t done, total;
+    size_t n_checked;
     struct err *err;
     int rc;
 };
@@ -48,18 +51,38 @@ static void report(struct loader *l, int rc, const struct err *e, uint64_t bytes
     pthread_mutex_unlock(&l->lock);
 }
 
+enum { MIN_THREADS = 2, MAX_THREADS = 8 };
+
+static unsigned choose_threads(const struct model_load_options *opt)
+{
+    unsigned n = opt && opt->n_threads ? opt->n_threads : thread_n_processors();
+    if (opt && opt->n_threads)
+        return n;
+    return n < MIN_THREADS ? MIN_THREADS : n > MAX_THREADS ? MAX_THREADS : n;
+}
+
 static int run(struct loader *l, void (*body)(void *, size_t, size_t, unsigned), struct err *err)
 {
     struct worker_pool *pool;
-    int rc = worker_pool_open(&pool, l->opt && l->opt->n_threads ? l->opt->n_threads : 2, err);
+    uint64_t begin = thread_now_ns();
+    int rc = worker_pool_open(&pool, choose_threads(l->opt), err);
     if (rc != 0)
         return rc;
     l->err = err;
+    unsigned n_threads = worker_pool_size(pool);
     pthread_mutex_init(&l->lock, NULL);
-    worker_pool_run(pool, worker_pool_size(pool), 1, body, l);
+    worker_pool_run(pool, n_threads, 1, body, l);
     worker_pool_free(pool);
     pthread_mutex_destroy(&l->lock);
-    return l->rc ? l->rc : l->be->ops->model_ready(l->be, l->dm, err);
+    rc = l->rc ? l->rc : l->be->ops->model_ready(l->be, l->dm, err);
+    if (l->opt && l->opt->stats)
+        *l->opt->stats =
+            (struct model_load_stats){.bytes = l->done,
+                                      .seconds = (double)(thread_now_ns() - begin) * 1e-9,
+                                      .n_threads = n_threads,
+                                      .n_tensors = l->n,
+                                      .n_checked = l->n_checked};
+    return rc;
 }
 
 // ---- a checkpoint
@@ -83,6 +106,58 @@ static int check_shape(const struct checkpoint_tensor *t, const struct model_mod
                    tensor_shape_text(&wanted, want_text, sizeof want_text));
 }
 
+static int read_next(void *user, void *to, size_t n, struct err *err)
+{
+    return weight_stream_read(user, to, n, err);
+}
+
+/* The back end takes the bytes as it likes; what it leaves unread is its own mistake. */
+static int read_weight(struct loader *l, const struct checkpoint_tensor *t,
+                       const struct weight_place *place, const struct digest *want, struct err *err)
+{
+    struct weight_stream stream;
+    struct tensor shape = t->value;
+    shape.data = NULL;
+    int rc = weight_stream_open(&stream, &l->files, t, want, err);
+    const struct weight_source from = {read_next, &stream};
+    if (rc == 0)
+        rc = l->be->ops->weight_read(l->be, l->dm, place, &shape, &from, err);
+    if (rc == 0)
+        rc = weight_stream_check(&stream, err);
+    weight_stream_close(&stream);
+    return rc;
+}
+
+/* From the mapped file, whose pages need not stay ours. */
+static int copy_weight(struct loader *l, const struct checkpoint_tensor *t,
+                       const struct weight_place *place, const struct digest *want, struct err *err)
+{
+    struct digest got;
+    size_t n = tensor_n_bytes(&t->value);
+    int rc = want ? digest_buffer(t->value.data, n, &got, err) : 0;
+    if (rc == 0 && want && !digest_equal(&got, want))
+        rc = err_set(err, ERR_CORRUPT, "its digest is not the recorded one");
+    if (rc == 0)
+        rc = l->be->ops->weight_load(l->be, l->dm, place, &t->value, err);
+    sys_forget_pages(t->value.data, n);
+    return rc;
+}
+
+static int place_weight(struct loader *l, const struct checkpoint_tensor *t,
+                        const struct weight_place *place, struct err *err)
+{
+    struct digest want;
+    bool check = l->opt && l->opt->digest_of && l->opt->digest_of(l->opt->digests, t->name, &want);
+    int rc = l->be->ops->weight_read ? read_weight(l, t, place, check ? &want : NULL, err)
+                                     : copy_weight(l, t, place, check ? &want : NULL, err);
+    if (rc == 0 && check) {
+        pthread_mutex_lock(&l->lock);
+        l->n_checked++;
+        pthread_mutex_unlock(&l->lock);
+    }
+    return rc;
+}
+
 static int load_tensor(struct loader *l, const struct checkpoint_tensor *t, struct err *err)
 {
     const char *folder = checkpoint_folder(l->ckpt);
@@ -101,7 +176,7 @@ static int load_tensor(struct loader *l, const struct checkpoint_tensor *t, stru
     int rc = check_shape(t, mod, &place, n_rows, n_cols, folder, err);
     if (rc != 0)
         return rc;
-    rc = l->be->ops->weight_load(l->be, l->dm, &place, &t->value, err);
+    rc = place_weight(l, t, &place, err);
     return rc ? err_prefix(err, "%s:%s", folder, t->name) : 0;
 }
 
@@ -132,9 +207,13 @@ int model_load(struct backend *be, struct device_model *dm, const struct checkpo
                        .opt = opt,
                        .n = checkpoint_count(ckpt),
                        .total = checkpoint_weight_bytes(ckpt)};
-    int rc = run(&l, load_tensors, err);
-    if (rc == ERR_CORRUPT && l.rc == 0)
+    int rc = be->ops->weight_read ? weight_files_open(&l.files, ckpt, err) : 0;
+    if (rc == 0)
+        rc = run(&l, load_tensors, err);
+    if (rc == ERR_CORRUPT && l.rc == 0 && l.done)
         err_prefix(err, "%s", checkpoint_folder(ckpt)); // model_ready names the weight alone
+    if (be->ops->weight_read)
+        weight_files_close(&l.files);
     return rc;
 }
 

@@ -1,19 +1,34 @@
 /*
  * load: a base model's weights into a back end, from a checkpoint or made up.
  * Every tensor of the checkpoint finds its place or is named; every weight of the model is loaded
- * or named. Loads on several threads; nothing is kept. Thread rule: one load a device_model.
+ * or named. Loads on several threads, through pread where the back end takes bytes so, else from
+ * the mapped files; nothing is kept. Thread rule: one load a device_model.
  */
 #ifndef LIBCORE_MODEL_LOAD_H
 #define LIBCORE_MODEL_LOAD_H
 
 #include "libcore/backend.h"
+#include "libcore/base/digest.h"
 #include "libcore/format/checkpoint.h"
 
+/* What a load did. */
+struct model_load_stats {
+    uint64_t bytes;
+    double seconds;
+    unsigned n_threads;
+    size_t n_tensors, n_checked; // all; those whose digest was compared
+};
+
 struct model_load_options {
-    unsigned n_threads; // 0: 2
+    unsigned n_threads; // 0: the processors, but 2 at least and 8 at most
     /* Bytes loaded so far of all, called from the loading threads, one at a time; may be NULL. */
     void (*progress)(void *user, uint64_t done, uint64_t total);
     void *user;
+    /* The recorded digest of a tensor's bytes, called from the loading threads; false: there is
+     * none. May be NULL. It is compared beside the reading: ERR_CORRUPT when they differ. */
+    bool (*digest_of)(void *digests, const char *name, struct digest *out);
+    void *digests;
+    struct model_load_stats *stats; // filled when not NULL
 };
 
 /* Hands every tensor of `ckpt` to the back end, then model_ready(). A head that the checkpoint of a

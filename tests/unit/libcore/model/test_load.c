@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "libcore/base/file.h"
 #include "libcore/base/sys.h"
@@ -45,6 +46,26 @@ static int fake_ready(struct backend *be, struct device_model *m, struct err *er
 }
 
 static const struct backend_ops fake_ops = {.weight_load = fake_load, .model_ready = fake_ready};
+
+/* Takes the bytes in pieces of seven, then goes on as if it had been given a view. */
+static int fake_read(struct backend *be, struct device_model *m, const struct weight_place *place,
+                     const struct tensor *src, const struct weight_source *from, struct err *err)
+{
+    struct tensor whole = *src;
+    size_t n = tensor_n_bytes(src);
+    char *bytes = sys_malloc(n + 1);
+    int rc = 0;
+    EXPECT(src->data == NULL);
+    for (size_t at = 0; rc == 0 && at < n; at += 7)
+        rc = from->read(from->user, bytes + at, n - at < 7 ? n - at : 7, err);
+    whole.data = bytes;
+    rc = rc ? rc : fake_load(be, m, place, &whole, err);
+    sys_free(bytes);
+    return rc;
+}
+
+static const struct backend_ops reading_ops = {
+    .weight_load = fake_load, .weight_read = fake_read, .model_ready = fake_ready};
 
 struct model {
     struct model_config config;
@@ -248,4 +269,89 @@ TEST(made_up_weights_are_whole_and_the_same_for_the_same_seed)
         CHECK(sums[0] == sums[1] && sums[0] != sums[2]);
         close_model(&m);
     }
+}
+
+// ---- bytes that the back end reads itself, and recorded digests
+
+struct recorded {
+    const struct checkpoint *ckpt;
+    const char *spoiled; // its digest is another tensor's
+};
+
+static bool digest_of(void *arg, const char *name, struct digest *out)
+{
+    const struct recorded *r = arg;
+    const struct checkpoint_tensor *t = checkpoint_find(r->ckpt, name);
+    if (strcmp(name, "model.norm.weight") == 0)
+        return false; // nothing was recorded for it
+    EXPECT_INT(digest_buffer(t->value.data, tensor_n_bytes(&t->value), out, NULL), 0);
+    if (r->spoiled && strcmp(r->spoiled, name) == 0)
+        out->bytes[31] ^= 1;
+    return true;
+}
+
+static int load_recorded(struct fake *f, const struct backend_ops *ops, const struct model *m,
+                         const char *folder, const char *spoiled, struct model_load_stats *stats,
+                         struct err *err)
+{
+    struct checkpoint *ckpt;
+    *f = (struct fake){.base = {ops}};
+    err_clear(err);
+    int rc = checkpoint_open(&ckpt, folder, err);
+    struct recorded r = {ckpt, spoiled};
+    struct model_load_options opt = {
+        .n_threads = 4, .digest_of = digest_of, .digests = &r, .stats = stats};
+    if (rc == 0)
+        rc = model_load(&f->base, NULL, ckpt, &m->config, m->modules, &opt, err);
+    checkpoint_free(ckpt);
+    return rc;
+}
+
+TEST(what_is_read_in_pieces_is_what_is_mapped_and_digests_are_compared_beside_it)
+{
+    struct model m;
+    struct fake mapped, read;
+    struct model_load_stats stats;
+    struct err err = {0};
+    char folder[4096];
+    folder_of(folder, sizeof folder, "pieces");
+    open_model(&m, "{}");
+    write_checkpoint(&m, folder, (struct change){0});
+    CHECK_OK(load_recorded(&mapped, &fake_ops, &m, folder, NULL, &stats, &err), err);
+    CHECK_OK(load_recorded(&read, &reading_ops, &m, folder, NULL, &stats, &err), err);
+    CHECK(read.sum == mapped.sum && read.n_values == mapped.n_values);
+    CHECK_INT(stats.n_tensors, m.modules->n);
+    CHECK_INT(stats.n_checked, m.modules->n - 1);
+    CHECK_INT(stats.n_threads, 4);
+    CHECK_INT(stats.bytes, read.n_values * 2);
+    const struct backend_ops *const all[] = {&fake_ops, &reading_ops};
+    for (int i = 0; i < 2; i++) {
+        CHECK_CODE(load_recorded(&read, all[i], &m, folder, "model.layers.1.mlp.up_proj.weight",
+                                 &stats, &err),
+                   ERR_CORRUPT, err);
+        CHECK_MSG(strstr(err.msg, "pieces:model.layers.1.mlp.up_proj.weight") &&
+                      strstr(err.msg, "digest"),
+                  "%s", err.msg);
+        CHECK_INT(read.n_ready, 0);
+    }
+    close_model(&m);
+}
+
+TEST(a_shard_that_was_cut_after_it_was_opened_is_corrupt)
+{
+    struct model m;
+    struct fake f = {.base = {&reading_ops}};
+    struct err err = {0};
+    struct checkpoint *ckpt;
+    char folder[4096], path[4352];
+    folder_of(folder, sizeof folder, "cut");
+    open_model(&m, "{}");
+    write_checkpoint(&m, folder, (struct change){0});
+    CHECK_OK(checkpoint_open(&ckpt, folder, &err), err);
+    snprintf(path, sizeof path, "%s/model.safetensors", folder);
+    CHECK_INT(truncate(path, 4096), 0);
+    CHECK_CODE(model_load(&f.base, NULL, ckpt, &m.config, m.modules, NULL, &err), ERR_CORRUPT, err);
+    CHECK_MSG(strstr(err.msg, "4096 bytes"), "%s", err.msg);
+    checkpoint_free(ckpt);
+    close_model(&m);
 }
