@@ -405,6 +405,16 @@ static const char *reason_of(const struct run_answer *a, bool stopped)
     return "length";
 }
 
+/* Where the time from the start until the first token went. */
+static json_t *seconds_json(const struct runtime *rt, const struct run_answer *a)
+{
+    const struct runtime_times *t = &rt->times;
+    double first = a && a->first_ns ? (double)(a->first_ns - t->begin_ns) * 1e-9 : 0;
+    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "base", t->read_s, "device",
+                     t->device_s, "memory", t->model_s, "weights", t->weights.seconds, "weights_gb",
+                     (double)t->weights.bytes * 1e-9, "engine", t->start_s, "first_token", first);
+}
+
 static int answer_prompt(struct job *j, struct run_inbox *inbox, struct err *err)
 {
     struct run_answer a = {.inbox = inbox};
@@ -421,10 +431,11 @@ static int answer_prompt(struct job *j, struct run_inbox *inbox, struct err *err
     if (rc == 0 && a.finish == ENGINE_FINISH_ERROR)
         rc = err_set(err, a.error.code, "%s", a.error.msg);
     if (rc == 0 && j->ctx->json)
-        cmd_print_json(json_pack(
-            "{s:o, s:o, s:s, s:I, s:I}", "text", json_stringn(strbuf_text(&text), text.len), "ids",
-            run_answer_ids(&a), "finish_reason", reason_of(&a, false), "prompt_tokens",
-            (json_int_t)j->prompts[0].n, "completion_tokens", (json_int_t)a.n));
+        cmd_print_json(json_pack("{s:o, s:o, s:s, s:I, s:I, s:o}", "text",
+                                 json_stringn(strbuf_text(&text), text.len), "ids",
+                                 run_answer_ids(&a), "finish_reason", reason_of(&a, false),
+                                 "prompt_tokens", (json_int_t)j->prompts[0].n, "completion_tokens",
+                                 (json_int_t)a.n, "seconds", seconds_json(j->rt, &a)));
     else if (rc == 0)
         putchar('\n');
     sys_free(a.ids);
@@ -453,7 +464,8 @@ static int answer_ids(struct job *j, struct run_inbox *inbox, struct err *err)
         json_array_append_new(all, run_answer_ids(&answers[i]));
     }
     if (rc == 0 && j->ctx->json) {
-        cmd_print_json(json_pack("{s:O}", "ids", all));
+        cmd_print_json(json_pack("{s:O, s:o}", "ids", all, "seconds",
+                                 seconds_json(j->rt, n ? answers : NULL)));
     } else {
         for (size_t i = 0; rc == 0 && i < n; i++) {
             for (size_t k = 0; k < answers[i].n; k++)

@@ -1,9 +1,13 @@
 #include "cmd/run_answer.h"
 
+#include "libcore/base/thread.h"
+
 void run_answer_on_event(void *user, const struct engine_event *ev)
 {
     struct run_answer *a = user;
     pthread_mutex_lock(&a->inbox->mutex);
+    if (ev->type == ENGINE_EVENT_TOKEN && a->n == 0)
+        a->first_ns = thread_now_ns();
     if (ev->type == ENGINE_EVENT_TOKEN && a->n < a->cap)
         a->ids[a->n++] = ev->token;
     if (ev->type == ENGINE_EVENT_FINISHED) {

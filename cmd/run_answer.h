@@ -19,6 +19,7 @@ struct run_answer {
     struct run_inbox *inbox;
     int32_t *ids; // room for cap of them
     size_t n, cap;
+    uint64_t first_ns; // when the first id came (thread_now_ns)
     bool finished;
     enum engine_finish finish;
     struct err error;

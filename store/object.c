@@ -106,6 +106,32 @@ int store_base_folder(struct store *s, const char *id, char **folder, struct err
     return rc;
 }
 
+int store_base_digests(struct store *s, const char *id, json_t **out, struct err *err)
+{
+    json_t *m, *tensor;
+    size_t i;
+    *out = NULL;
+    int rc = manifest_read(s, id, &m, err);
+    if (rc)
+        return rc;
+    json_t *digests = json_object();
+    if (!digests)
+        rc = err_set(err, ERR_NO_MEMORY, "%.12s: no memory", id);
+    json_array_foreach(json_object_get(m, "tensors"), i, tensor)
+    {
+        const char *name = json_string_value(json_object_get(tensor, "name"));
+        json_t *hex = json_object_get(tensor, "sha256");
+        if (rc == 0 && (!name || json_object_set(digests, name, hex) != 0))
+            rc = err_set(err, ERR_CORRUPT, "%.12s: tensors[%zu] of its manifest", id, i);
+    }
+    json_decref(m);
+    if (rc)
+        json_decref(digests);
+    else
+        *out = digests;
+    return rc;
+}
+
 int store_file(struct store *s, const char *id, const char *file, char **path, struct err *err)
 {
     json_t *m;

@@ -141,6 +141,10 @@ int store_file(struct store *s, const char *id, const char *file, char **path, s
  * when needed. *folder is the caller's, to free with sys_free(). */
 int store_base_folder(struct store *s, const char *id, char **folder, struct err *err);
 
+/* What was recorded of a base's tensors at its import (--copy, --deep): {name: sha256 as hex}, a
+ * new object, immutable; an empty one when nothing was. */
+int store_base_digests(struct store *s, const char *id, json_t **out, struct err *err);
+
 /* ---- leases ---- */
 
 struct lease; // keeps ids from gc while it is open, also beyond store_close()

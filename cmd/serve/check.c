@@ -109,6 +109,16 @@ static void print_row(const char *what, uint64_t bytes, const char *note)
     printf("  %-18s %12s  %s\n", what, table_bytes(text, bytes), note);
 }
 
+/* What reading the weights will compare, and how long the start took so far. */
+static void print_start(const struct runtime *rt)
+{
+    size_t n = rt->digests ? json_object_size(rt->digests) : 0;
+    if (n)
+        printf("  weights are checked: digests of %zu tensors were recorded\n", n);
+    printf("  opened in %.2f s: base %.2f, device %.2f; weights are not read here\n",
+           rt->times.read_s + rt->times.device_s, rt->times.read_s, rt->times.device_s);
+}
+
 static void print_plan(const struct check *c)
 {
     const struct runtime *rt = c->s.rt;
@@ -128,6 +138,7 @@ static void print_plan(const struct check *c)
     if (p->adapter_cap)
         print_row("  adapters at most", p->adapter_cap, "--adapter-memory");
     print_row("host cache", p->host_cache, "adapters, packed");
+    print_start(rt);
     uint64_t device = 0, host = 0;
     count_fits(c, &device, &host);
     if (c->largest)
@@ -189,10 +200,13 @@ static void print_json(const struct check *c)
         "host_cache_bytes", (json_int_t)p->host_cache, "kv_token_bytes", (json_int_t)p->token_bytes,
         "kv_tokens", (json_int_t)plan_kv_tokens(rt), "largest_adapters_on_device",
         (json_int_t)device, "largest_adapters_in_host_cache", (json_int_t)host);
-    cmd_print_json(json_pack("{s:s, s:s, s:s, s:I, s:o, s:o}", "model", c->s.served_names[0],
-                             "device", rt->info.device, "architecture", rt->config.arch_name,
-                             "context_length", (json_int_t)rt->context_length, "memory", memory,
-                             "adapters", adapters_json(c)));
+    json_t *seconds =
+        json_pack("{s:f, s:f}", "base", rt->times.read_s, "device", rt->times.device_s);
+    cmd_print_json(json_pack("{s:s, s:s, s:s, s:I, s:I, s:o, s:o, s:o}", "model",
+                             c->s.served_names[0], "device", rt->info.device, "architecture",
+                             rt->config.arch_name, "context_length", (json_int_t)rt->context_length,
+                             "recorded_digests", (json_int_t)json_object_size(rt->digests),
+                             "seconds", seconds, "memory", memory, "adapters", adapters_json(c)));
 }
 
 static int open_check(struct check *c, const char *store_path, struct err *err)

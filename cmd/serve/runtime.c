@@ -3,12 +3,13 @@
 #include <errno.h>
 #include <string.h>
 
+#include "cmd/cache_folder.h"
 #include "cmd/serve/plan.h"
 #include "kernels/kernels.h"
 #include "libcore/base/file.h"
 #include "libcore/base/log.h"
 #include "libcore/base/sys.h"
-#include "libcore/model/load.h"
+#include "libcore/base/thread.h"
 
 // ---- finding and reading ------------------------------------------------------------------------
 
@@ -28,6 +29,8 @@ static int open_store_parts(struct runtime *rt, struct err *err)
     const char *id = rt->base.id;
     if (rt->base.in_store)
         rc = lease_open(&rt->lease, store, "serve", &id, 1, err);
+    if (rc == 0 && rt->base.in_store)
+        rc = store_base_digests(store, id, &rt->digests, err);
     if (rc == 0)
         rc = store_source_open(&rt->source, store, err);
     store_close(store);
@@ -101,16 +104,22 @@ static int read_base(struct runtime *rt, struct err *err)
 
 static int open_device(struct runtime *rt, struct err *err)
 {
+    rt->kernel_cache = cache_folder(rt->store_path, "kernels");
     const struct backend_options opt = {.device = rt->opt.device,
                                         .n_threads = (unsigned)rt->opt.n_threads,
                                         .deterministic = rt->opt.deterministic,
-                                        .cache_dir = NULL};
+                                        .cache_dir = rt->kernel_cache};
     int rc = kernels_open(&rt->be, &opt, rt->device_note, sizeof rt->device_note, err);
     if (rc == 0)
         rc = rt->be->ops->info(rt->be, &rt->info, err);
     if (rc == 0)
         rc = rt->be->ops->supports(rt->be, &rt->config, 0, err);
     return rc;
+}
+
+static double seconds_since(uint64_t begin_ns)
+{
+    return (double)(thread_now_ns() - begin_ns) * 1e-9;
 }
 
 int runtime_open(struct runtime **out, const struct model_options *opt, const char *store_path,
@@ -122,9 +131,13 @@ int runtime_open(struct runtime **out, const struct model_options *opt, const ch
         return err_set(err, ERR_NO_MEMORY, "no memory for the runtime");
     rt->opt = *opt;
     rt->store_path = store_path;
+    rt->times.begin_ns = thread_now_ns();
     int rc = read_base(rt, err);
+    rt->times.read_s = seconds_since(rt->times.begin_ns);
+    uint64_t device_ns = thread_now_ns();
     if (rc == 0)
         rc = open_device(rt, err);
+    rt->times.device_s = seconds_since(device_ns);
     if (rc == 0)
         rc = check_dtype(rt, err);
     if (rc == 0)
@@ -144,12 +157,24 @@ int runtime_open(struct runtime **out, const struct model_options *opt, const ch
 
 // ---- loading and driving ------------------------------------------------------------------------
 
+static bool digest_of(void *digests, const char *name, struct digest *out)
+{
+    const char *hex = json_string_value(json_object_get(digests, name));
+    return hex && digest_parse(hex, out);
+}
+
 int runtime_load(struct runtime *rt, void (*progress)(void *user, uint64_t done, uint64_t total),
                  void *user, struct err *err)
 {
-    const struct model_load_options opt = {.progress = progress, .user = user};
+    const struct model_load_options opt = {.progress = progress,
+                                           .user = user,
+                                           .digest_of = rt->digests ? digest_of : NULL,
+                                           .digests = rt->digests,
+                                           .stats = &rt->times.weights};
+    uint64_t begin_ns = thread_now_ns();
     int rc =
         rt->be->ops->model_open(rt->be, &rt->config, rt->modules, &rt->limits, &rt->model, err);
+    rt->times.model_s = seconds_since(begin_ns);
     if (rc != 0)
         return rc;
     if (strcmp(rt->opt.load_format, "dummy") == 0)
@@ -202,7 +227,10 @@ int runtime_start(struct runtime *rt, void (*on_step)(void *user), void *user, s
         .on_step = on_step,
         .user = user,
     };
-    return engine_open(&rt->engine, &opt, err);
+    uint64_t begin_ns = thread_now_ns();
+    int rc = engine_open(&rt->engine, &opt, err);
+    rt->times.start_s = seconds_since(begin_ns);
+    return rc;
 }
 
 void runtime_stop(struct runtime *rt)
@@ -231,6 +259,8 @@ void runtime_close(struct runtime *rt)
     if (rt->trace)
         fclose(rt->trace);
     base_ref_release(&rt->base);
+    json_decref(rt->digests);
+    sys_free(rt->kernel_cache);
     sys_free(rt->cache_folder);
     sys_free(rt);
 }

@@ -13,6 +13,7 @@
 #include "cmd/serve/text_kit.h"
 #include "libcore/engine/engine.h"
 #include "libcore/format/generation_config.h"
+#include "libcore/model/load.h"
 #include "store/store.h"
 
 /* Where the memory goes, in bytes. */
@@ -23,6 +24,16 @@ struct plan {
     uint64_t adapter_cap; // within the pool; 0: none
     uint64_t token_bytes; // of the KV cache
     uint32_t page_tokens;
+};
+
+/* Where the time until the first token went. */
+struct runtime_times {
+    uint64_t begin_ns;               // runtime_open began
+    double read_s;                   // the base's folder, configuration, tokenizer
+    double device_s;                 // opening the device
+    double model_s;                  // memory on it
+    struct model_load_stats weights; // bytes, seconds, threads, digests compared
+    double start_s;                  // the engine: pool, tiers
 };
 
 struct runtime {
@@ -44,6 +55,9 @@ struct runtime {
     uint32_t context_length;
     struct adapter_source *source;
     struct lease *lease; // the base
+    json_t *digests;     // of the base's tensors, or NULL
+    char *kernel_cache;  // folder of what the device measured, or NULL
+    struct runtime_times times;
     struct device_model *model;
     struct engine *engine;
     FILE *trace;

@@ -245,9 +245,19 @@ static void log_plan(const struct server *s)
              (unsigned long long)(rt->plan.host_cache >> 20), rt->context_length);
 }
 
+static void log_times(const struct server *s)
+{
+    const struct runtime_times *t = &s->rt->times;
+    double gb = (double)t->weights.bytes * 1e-9;
+    log_info("server", "weights gb=%.2f seconds=%.2f gb_per_s=%.2f threads=%u digests=%zu/%zu", gb,
+             t->weights.seconds, t->weights.seconds > 0 ? gb / t->weights.seconds : 0.0,
+             t->weights.n_threads, t->weights.n_checked, t->weights.n_tensors);
+    log_info("server", "times read=%.2f device=%.2f memory=%.2f weights=%.2f engine=%.2f",
+             t->read_s, t->device_s, t->model_s, t->weights.seconds, t->start_s);
+}
+
 static int load(struct server *s, struct err *err)
 {
-    uint64_t start = thread_now_ns();
     log_plan(s);
     int rc = server_open_names(s, err);
     if (rc == 0)
@@ -258,11 +268,13 @@ static int load(struct server *s, struct err *err)
         return rc;
     output_set_engine(s->output, s->rt->engine);
     rc = server_offer(s, err);
-    if (rc == 0)
-        log_info("server", "ready model=%s adapters=%zu seconds=%.2f port=%u", names_base(s->names),
-                 names_count(s->names), (double)(thread_now_ns() - start) * 1e-9,
-                 http_port(s->http));
-    return rc;
+    if (rc != 0)
+        return rc;
+    log_times(s);
+    log_info("server", "ready model=%s adapters=%zu seconds=%.2f port=%u", names_base(s->names),
+             names_count(s->names), (double)(thread_now_ns() - s->rt->times.begin_ns) * 1e-9,
+             http_port(s->http));
+    return 0;
 }
 
 // ---- running and closing ------------------------------------------------------------------------
