@@ -34,6 +34,7 @@ static void close_backend(struct backend *base)
         return;
     if (be->lt)
         cublasLtDestroy(be->lt);
+    sys_free(be->cache_dir);
     sys_free(be);
 }
 
@@ -76,6 +77,7 @@ static int open_backend(struct backend **out, const struct backend_options *opt,
     be->base.ops = &backend_cuda_ops;
     be->no_graphs = opt->no_graphs;
     be->deterministic = opt->deterministic;
+    be->cache_dir = opt->cache_dir ? sys_strdup(opt->cache_dir) : NULL;
     int rc = device_of(opt->device, &be->device, err);
     if (rc == 0)
         rc = read_card(be, err);

@@ -37,6 +37,7 @@ struct cuda_backend {
     int device, n_sms, capability; // capability: 90 for 9.0
     char name[96];
     bool no_graphs, deterministic;
+    char *cache_dir; // or NULL
     cublasLtHandle_t lt;
 };
 
@@ -252,6 +253,8 @@ int cuda_forward(struct device_model *m, const struct cuda_run *run);
 /* ---- gemm_large.c: y[T, N] = x[T, K] W^T through cuBLASLt ---- */
 int lt_open(struct device_model *m, struct err *err);
 void lt_free(struct device_model *m);
+/* With a cache folder: chooses for every shape and bucket of rows that the cache lacks. */
+int lt_tune(struct device_model *m, struct err *err);
 /* y is bf16, or float32 with `wide`. */
 int lt_gemm(struct device_model *m, const void *w, const void *x, void *y, uint32_t t, uint32_t n,
             uint32_t k, bool wide, cudaStream_t stream);

@@ -379,7 +379,8 @@ int cuda_model_ready(struct backend *be, struct device_model *m, struct err *err
 {
     (void)be;
     int rc = loaded_check(&m->loaded, err);
-    return rc ? rc : cuda_check(cudaStreamSynchronize(m->copy), "loading weights", err);
+    rc = rc ? rc : cuda_check(cudaStreamSynchronize(m->copy), "loading weights", err);
+    return rc ? rc : lt_tune(m, err);
 }
 
 // ---- replacements

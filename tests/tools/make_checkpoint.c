@@ -1,9 +1,12 @@
 /*
  * make_checkpoint: a Llama-shaped checkpoint of random bf16 weights and a LoRA adapter for all its
- * linear modules, for measuring: make_checkpoint FOLDER [layers [hidden [ffn [rank [shards]]]]]
- * writes FOLDER/base and FOLDER/adapter. The same numbers give the same bytes.
+ * linear modules, for measuring: make_checkpoint FOLDER [layers [hidden [ffn [rank [shards [vocab
+ * [repeat]]]]]]] writes FOLDER/base and FOLDER/adapter. The same numbers give the same bytes.
+ * repeat 1: every matrix holds one block of a million numbers over and over, as fast as the disk
+ * takes it. make_checkpoint FOLDER 32 4096 14336 16 4 128256 1 is of the size of Llama-3.1-8B.
  */
 #include <jansson.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,10 +15,10 @@
 #include "libcore/base/sys.h"
 #include "libcore/format/safetensors_writer.h"
 
-enum { VOCAB = 32000, CHUNK = 1 << 20 };
+enum { CHUNK = 1 << 20 };
 
 struct shape {
-    uint32_t n_layers, hidden, ffn, rank, n_shards;
+    uint32_t n_layers, hidden, ffn, rank, n_shards, vocab, repeat;
 };
 
 static uint64_t state = 88172645463325252u;
@@ -43,7 +46,7 @@ static void die(const struct err *err)
 }
 
 static void put_random(struct safetensors_writer *w, const char *name, enum dtype t, uint64_t n,
-                       float sigma, float mean)
+                       float sigma, float mean, bool repeat)
 {
     static float values[CHUNK];
     static char stored[CHUNK * sizeof(float)];
@@ -51,9 +54,10 @@ static void put_random(struct safetensors_writer *w, const char *name, enum dtyp
     uint64_t size = dtype_bits(t) / 8;
     for (uint64_t at = 0; at < n; at += CHUNK) {
         uint64_t count = n - at < CHUNK ? n - at : CHUNK;
-        for (uint64_t i = 0; i < count; i++)
+        for (uint64_t i = 0; i < count && !(repeat && at); i++)
             values[i] = mean + value(sigma);
-        dtype_from_f32(t, values, stored, count);
+        if (!(repeat && at))
+            dtype_from_f32(t, values, stored, count);
         if (safetensors_writer_put(w, name, at * size, stored, count * size, &err) != 0)
             die(&err);
     }
@@ -82,7 +86,7 @@ static size_t list_weights(const struct shape *s, struct weight *out)
         {"post_attention_layernorm", s->hidden, 0},
     };
     size_t n = 0;
-    out[n++] = (struct weight){"model.embed_tokens", {VOCAB, s->hidden}, 0};
+    out[n++] = (struct weight){"model.embed_tokens", {s->vocab, s->hidden}, 0};
     for (uint32_t l = 0; l < s->n_layers; l++) {
         for (size_t i = 0; i < sizeof of_layer / sizeof *of_layer; i++) {
             struct weight *w = &out[n++];
@@ -91,7 +95,7 @@ static size_t list_weights(const struct shape *s, struct weight *out)
         }
     }
     out[n++] = (struct weight){"model.norm", {s->hidden, 0}, s->n_layers - 1};
-    out[n++] = (struct weight){"lm_head", {VOCAB, s->hidden}, s->n_layers - 1};
+    out[n++] = (struct weight){"lm_head", {s->vocab, s->hidden}, s->n_layers - 1};
     return n;
 }
 
@@ -127,7 +131,8 @@ static void write_shard(const struct shape *s, const char *folder, const struct 
             uint64_t values = all[i].d[0] * (all[i].d[1] ? all[i].d[1] : 1);
             snprintf(name, sizeof name, "%s.weight", all[i].name);
             if (put)
-                put_random(w, name, DTYPE_BF16, values, all[i].d[1] ? 0.02f : 0, !all[i].d[1]);
+                put_random(w, name, DTYPE_BF16, values, all[i].d[1] ? 0.02f : 0, !all[i].d[1],
+                           s->repeat);
             else if (safetensors_writer_declare(w, name, DTYPE_BF16, all[i].d[1] ? 2 : 1, all[i].d,
                                                 &err) != 0)
                 die(&err);
@@ -157,7 +162,7 @@ static void write_base(const struct shape *s, const char *folder, const struct w
                          "architectures", "LlamaForCausalLM", "model_type", "llama", "hidden_size",
                          s->hidden, "intermediate_size", s->ffn, "num_hidden_layers", s->n_layers,
                          "num_attention_heads", s->hidden / 128, "num_key_value_heads",
-                         s->hidden / 512, "head_dim", 128, "vocab_size", VOCAB, "rms_norm_eps",
+                         s->hidden / 512, "head_dim", 128, "vocab_size", s->vocab, "rms_norm_eps",
                          1e-5, "max_position_embeddings", 4096, "tie_word_embeddings", 0,
                          "hidden_act", "silu", "torch_dtype", "bfloat16"));
 }
@@ -180,7 +185,8 @@ static void write_adapter(const struct shape *s, const char *folder, const struc
             snprintf(name, sizeof name, "base_model.model.%s.lora_%c.weight", x->name,
                      is_b ? 'B' : 'A');
             if (put)
-                put_random(w, name, DTYPE_F32, shape[0] * shape[1], is_b ? 0.004f : 0.02f, 0);
+                put_random(w, name, DTYPE_F32, shape[0] * shape[1], is_b ? 0.004f : 0.02f, 0,
+                           false);
             else if (safetensors_writer_declare(w, name, DTYPE_F32, 2, shape, &err) != 0)
                 die(&err);
         }
@@ -205,12 +211,15 @@ static uint32_t number(int argc, char **argv, int i, uint32_t otherwise)
 int main(int argc, char **argv)
 {
     if (argc < 2) {
-        fprintf(stderr, "make_checkpoint FOLDER [layers [hidden [ffn [rank [shards]]]]]\n");
+        fprintf(
+            stderr,
+            "make_checkpoint FOLDER [layers [hidden [ffn [rank [shards [vocab [repeat]]]]]]]\n");
         return 2;
     }
-    struct shape s = {number(argc, argv, 2, 8), number(argc, argv, 3, 4096),
+    struct shape s = {number(argc, argv, 2, 8),     number(argc, argv, 3, 4096),
                       number(argc, argv, 4, 14336), number(argc, argv, 5, 16),
-                      number(argc, argv, 6, 1)};
+                      number(argc, argv, 6, 1),     number(argc, argv, 7, 32000),
+                      number(argc, argv, 8, 0)};
     struct weight *all = calloc((size_t)s.n_layers * 9 + 3, sizeof *all);
     char *base = file_join(argv[1], "base"), *adapter = file_join(argv[1], "adapter");
     struct err err = {0};
