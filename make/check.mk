@@ -43,6 +43,7 @@ $(B)/tests/fuzz/%: tests/fuzz/%.c $(B)/tests/lib/fuzz_main.o $(A_CMD) $(A_STORE)
 .SECONDARY: $(B)/tests/lib/fuzz_main.o
 -include $(B)/tests/lib/jsonq.d $(B)/tests/lib/golden_run.d $(FUZZ:=.d)
 
+.PHONY: check-emulated
 .PHONY: check check-all check-headers check-layers check-format check-gpu check-install tier tier-build fuzz
 
 check: ## the quick tests: CPU, a few minutes, the last line counts them
@@ -74,6 +75,9 @@ check-format: ## clang-format has nothing to say (needs clang-format 14)
 
 check-gpu: ## tests that need a GPU; without one they count as skipped
 	@+$(MAKE) --no-print-directory tier TIER=gpu
+
+check-emulated: ## the CUDA kernels on this machine's processor, against the goldens (no GPU; needs g++, perl)
+	@$(RUN) --timeout 1200 tests/cuda_emulated_test.sh
 
 check-install: ## installs into a scratch folder and tries what is there
 	@make/deps.sh check

@@ -1,0 +1,401 @@
+/* emulate: fibers, blocks, memory, graphs and the matrix product of the emulated runtime. */
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <vector>
+
+#ifndef EMU_SMS
+#define EMU_SMS 6
+#endif
+
+// ---- fibers
+
+enum { MAX_THREADS = 1024, STACK = 256 << 10, SHARED = 232448 };
+
+alignas(1024) uint8_t emu_shared[SHARED];
+emu_thread *emu_self;
+dim3 emu_block_idx, emu_block_dim, emu_grid_dim;
+
+extern "C" void emu_switch(void **save, void *to);
+asm(".text\n.globl emu_switch\n.hidden emu_switch\nemu_switch:\n"
+    "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+    "mov %rsp,(%rdi)\nmov %rsi,%rsp\n"
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
+
+struct fiber {
+    emu_thread t; // first
+    void *sp;
+    const unsigned *wait; // resumes when *wait != value
+    unsigned value;
+    bool done;
+};
+struct warp_state {
+    unsigned generation, arrived, alive;
+    unsigned mask;
+    uint8_t slots[2][32 * EMU_SLOT];
+};
+static fiber fibers[MAX_THREADS];
+static warp_state warps[MAX_THREADS / 32];
+static unsigned n_threads, n_alive, block_generation, block_arrived, current;
+static unsigned long long block_sum[2];
+static void *main_sp;
+static uint8_t *stacks;
+static const std::function<void()> *body_now;
+
+static bool ready(const fiber &f)
+{
+    return !f.done && (!f.wait || *f.wait != f.value);
+}
+
+/* The next fiber that can run: first of the same warp. */
+static void yield()
+{
+    unsigned base = current / 32 * 32, n_warp = n_threads - base < 32 ? n_threads - base : 32;
+    unsigned next = MAX_THREADS;
+    for (unsigned i = 1; i <= n_warp && next == MAX_THREADS; i++) {
+        unsigned k = base + (current - base + i) % n_warp;
+        if (ready(fibers[k]))
+            next = k;
+    }
+    for (unsigned i = 1; i <= n_threads && next == MAX_THREADS; i++) {
+        unsigned k = (current + i) % n_threads;
+        if (ready(fibers[k]))
+            next = k;
+    }
+    if (next == MAX_THREADS) {
+        if (n_alive == 0) {
+            void *dummy;
+            emu_switch(&dummy, main_sp);
+        }
+        fprintf(stderr, "emulate: block %u,%u,%u waits for ever\n", emu_block_idx.x, emu_block_idx.y,
+                emu_block_idx.z);
+        abort();
+    }
+    fiber &from = fibers[current], &to = fibers[next];
+    if (&from == &to)
+        return;
+    current = next;
+    emu_self = &to.t;
+    emu_switch(&from.sp, to.sp);
+}
+
+static void wait_for(const unsigned *generation, unsigned value)
+{
+    fiber &f = fibers[current];
+    f.wait = generation;
+    f.value = value;
+    while (*generation == value)
+        yield();
+    f.wait = NULL;
+}
+
+const uint8_t *emu_warp(const void *mine, size_t n)
+{
+    warp_state &w = warps[emu_self->warp];
+    unsigned g = w.generation;
+    uint8_t *slots = w.slots[g & 1];
+    memcpy(slots + emu_self->lane * EMU_SLOT, mine, n);
+    if (++w.arrived == w.alive) {
+        w.arrived = 0;
+        w.generation++;
+    } else {
+        wait_for(&w.generation, g);
+    }
+    return slots;
+}
+
+unsigned emu_alive_mask()
+{
+    return warps[emu_self->warp].mask;
+}
+
+static void pass_block()
+{
+    block_arrived = 0;
+    block_generation++;
+    block_sum[block_generation & 1] = 0;
+}
+
+unsigned long long emu_block(unsigned long long v)
+{
+    unsigned g = block_generation;
+    block_sum[g & 1] += v;
+    if (++block_arrived == n_alive)
+        pass_block();
+    else
+        wait_for(&block_generation, g);
+    return block_sum[g & 1];
+}
+
+static void fiber_main()
+{
+    (*body_now)();
+    fiber &f = fibers[current];
+    f.done = true;
+    n_alive--;
+    warp_state &w = warps[f.t.warp];
+    w.alive--;
+    w.mask &= ~(1u << f.t.lane);
+    if (w.alive && w.arrived == w.alive) {
+        w.arrived = 0;
+        w.generation++;
+    }
+    if (n_alive && block_arrived == n_alive)
+        pass_block();
+    yield();
+    abort();
+}
+
+static void run_block()
+{
+    n_threads = n_alive = emu_block_dim.x * emu_block_dim.y * emu_block_dim.z;
+    block_arrived = 0;
+    block_sum[0] = block_sum[1] = 0;
+    memset(emu_shared, 0xff, sizeof emu_shared); // what was never written is not zero
+    for (unsigned i = 0; i < n_threads; i++) {
+        fiber &f = fibers[i];
+        f.t.tid = {i % emu_block_dim.x, i / emu_block_dim.x % emu_block_dim.y,
+                   i / (emu_block_dim.x * emu_block_dim.y)};
+        f.t.warp = (int)(i / 32);
+        f.t.lane = (int)(i % 32);
+        f.wait = NULL;
+        f.done = false;
+        void **top = (void **)(stacks + (size_t)(i + 1) * STACK);
+        *--top = NULL;
+        *--top = (void *)fiber_main;
+        for (int k = 0; k < 6; k++)
+            *--top = NULL;
+        f.sp = top;
+        warp_state &w = warps[i / 32];
+        if (i % 32 == 0)
+            w.alive = w.mask = w.arrived = 0;
+        w.alive++;
+        w.mask |= 1u << i % 32;
+    }
+    current = 0;
+    emu_self = &fibers[0].t;
+    emu_switch(&main_sp, fibers[0].sp);
+}
+
+// ---- streams and graphs
+
+struct emu_graph {
+    std::vector<std::function<void()>> calls;
+};
+struct emu_event {
+    timespec at;
+};
+static emu_graph *recording;
+static unsigned long long n_launches;
+
+static void queue(std::function<void()> f)
+{
+    if (recording)
+        recording->calls.push_back(f);
+    else
+        f();
+}
+
+void emu_run(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body)
+{
+    if (block.x * block.y * block.z > MAX_THREADS || shared_bytes > SHARED || !grid.x || !grid.y ||
+        !grid.z || grid.y > 65535 || grid.z > 65535) {
+        fprintf(stderr, "emulate: a launch of %u,%u,%u x %u with %zu bytes\n", grid.x, grid.y, grid.z,
+                block.x, shared_bytes);
+        abort();
+    }
+    n_launches++;
+    queue([=] {
+        if (!stacks)
+            stacks = (uint8_t *)mmap(NULL, (size_t)MAX_THREADS * STACK, PROT_READ | PROT_WRITE,
+                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        body_now = &body;
+        emu_block_dim = block;
+        emu_grid_dim = grid;
+        for (unsigned z = 0; z < grid.z; z++)
+            for (unsigned y = 0; y < grid.y; y++)
+                for (unsigned x = 0; x < grid.x; x++) {
+                    emu_block_idx = dim3(x, y, z);
+                    run_block();
+                }
+    });
+}
+
+extern "C" {
+
+const char *cudaGetErrorString(cudaError_t e)
+{
+    return e ? "an emulated error" : "no error";
+}
+cudaError_t cudaGetLastError(void) { return 0; }
+cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, 0; }
+cudaError_t cudaGetDevice(int *d) { return *d = 0, 0; }
+cudaError_t cudaSetDevice(int) { return 0; }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
+{
+    memset(p, 0, sizeof *p);
+    snprintf(p->name, sizeof p->name, "emulated card");
+    p->major = 9;
+    p->multiProcessorCount = EMU_SMS;
+    p->totalGlobalMem = (size_t)8 << 30;
+    p->sharedMemPerMultiprocessor = 233472;
+    p->sharedMemPerBlockOptin = SHARED;
+    p->l2CacheSize = 50 << 20;
+    return 0;
+}
+cudaError_t cudaDeviceSetCacheConfig(int) { return 0; }
+cudaError_t cudaDeviceSynchronize(void) { return 0; }
+cudaError_t cudaDriverGetVersion(int *v) { return *v = 13000, 0; }
+cudaError_t cudaRuntimeGetVersion(int *v) { return *v = 13000, 0; }
+cudaError_t cudaMemGetInfo(size_t *f, size_t *t) { return *f = *t = (size_t)4 << 30, 0; }
+cudaError_t cudaMalloc(void **p, size_t n)
+{
+    *p = aligned_alloc(256, (n + 511) / 256 * 256);
+    if (!*p)
+        return cudaErrorMemoryAllocation;
+    memset(*p, 0xff, n < ((size_t)64 << 20) ? n : (size_t)64 << 20);
+    return 0;
+}
+cudaError_t cudaFree(void *p) { return free(p), 0; }
+cudaError_t cudaHostAlloc(void **p, size_t n, unsigned) { return cudaMalloc(p, n); }
+cudaError_t cudaFreeHost(void *p) { return free(p), 0; }
+cudaError_t cudaHostRegister(void *, size_t, unsigned) { return 0; }
+cudaError_t cudaHostUnregister(void *) { return 0; }
+cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaMemcpyKind) { return memcpy(to, from, n), 0; }
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind, cudaStream_t)
+{
+    queue([=] { memmove(to, from, n); });
+    return 0;
+}
+cudaError_t cudaMemcpy2DAsync(void *to, size_t tp, const void *from, size_t fp, size_t w, size_t h,
+                              cudaMemcpyKind, cudaStream_t)
+{
+    queue([=] {
+        for (size_t i = 0; i < h; i++)
+            memcpy((char *)to + i * tp, (const char *)from + i * fp, w);
+    });
+    return 0;
+}
+cudaError_t cudaMemset(void *p, int v, size_t n) { return memset(p, v, n), 0; }
+cudaError_t cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t)
+{
+    queue([=] { memset(p, v, n); });
+    return 0;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { return *s = (cudaStream_t)malloc(1), 0; }
+cudaError_t cudaStreamDestroy(cudaStream_t s) { return free(s), 0; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return 0; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return 0; }
+cudaError_t cudaEventCreate(cudaEvent_t *e) { return *e = new emu_event(), 0; }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return cudaEventCreate(e); }
+cudaError_t cudaEventDestroy(cudaEvent_t e) { delete e; return 0; }
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t)
+{
+    clock_gettime(CLOCK_MONOTONIC, &e->at);
+    return 0;
+}
+cudaError_t cudaEventQuery(cudaEvent_t) { return 0; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return 0; }
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b)
+{
+    *ms = (float)(b->at.tv_sec - a->at.tv_sec) * 1e3f + (float)(b->at.tv_nsec - a->at.tv_nsec) * 1e-6f;
+    return 0;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t, int) { return recording = new emu_graph(), 0; }
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *g)
+{
+    *g = recording;
+    recording = NULL;
+    return 0;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long)
+{
+    *e = new emu_graph(*g);
+    return 0;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t g) { delete g; return 0; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) { delete e; return 0; }
+cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t)
+{
+    for (auto &f : e->calls)
+        f();
+    return 0;
+}
+
+// ---- cuBLASLt: D = op(A)^T B, column-major
+
+static int lt_handle;
+cublasStatus_t cublasLtCreate(cublasLtHandle_t *h) { return *h = &lt_handle, 0; }
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t) { return 0; }
+size_t cublasLtGetVersion(void) { return 130000; }
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *d, int, int)
+{
+    *d = (cublasLtMatmulDesc_t)calloc(1, sizeof **d);
+    return 0;
+}
+cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) { return free(d), 0; }
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, int a, const void *v, size_t)
+{
+    if (a == CUBLASLT_MATMUL_DESC_TRANSA)
+        memcpy(&d->transposed_a, v, sizeof(int));
+    return 0;
+}
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *l, int type, uint64_t rows,
+                                          uint64_t cols, int64_t ld)
+{
+    *l = (cublasLtMatrixLayout_t)calloc(1, sizeof **l);
+    (*l)->type = type;
+    (*l)->rows = rows;
+    (*l)->cols = cols;
+    (*l)->ld = ld;
+    return 0;
+}
+cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) { return free(l), 0; }
+cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) { return *p = &lt_handle, 0; }
+cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t) { return 0; }
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t, int, const void *, size_t)
+{
+    return 0;
+}
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t,
+                                              cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                                              cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                                              cublasLtMatmulPreference_t, int,
+                                              cublasLtMatmulHeuristicResult_t *out, int *n)
+{
+    memset(out, 0, sizeof *out);
+    *n = 1;
+    return 0;
+}
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const void *alpha,
+                              const void *a, cublasLtMatrixLayout_t la, const void *b,
+                              cublasLtMatrixLayout_t lb, const void *beta, const void *,
+                              cublasLtMatrixLayout_t, void *out, cublasLtMatrixLayout_t lo,
+                              const cublasLtMatmulAlgo_t *, void *, size_t, cudaStream_t)
+{
+    if (!d->transposed_a || *(const float *)alpha != 1 || *(const float *)beta != 0)
+        abort();
+    uint64_t k = la->rows, n = la->cols, t = lb->cols;
+    int64_t lda = la->ld, ldb = lb->ld, ldo = lo->ld;
+    int type = lo->type;
+    queue([=] {
+        for (uint64_t i = 0; i < t; i++)
+            for (uint64_t j = 0; j < n; j++) {
+                const __nv_bfloat16 *x = (const __nv_bfloat16 *)b + i * ldb;
+                const __nv_bfloat16 *w = (const __nv_bfloat16 *)a + j * lda;
+                float sum = 0;
+                for (uint64_t l = 0; l < k; l++)
+                    sum += __bfloat162float(x[l]) * __bfloat162float(w[l]);
+                if (type == CUDA_R_32F)
+                    ((float *)out)[i * ldo + j] = sum;
+                else
+                    ((__nv_bfloat16 *)out)[i * ldo + j] = __float2bfloat16(sum);
+            }
+    });
+    return 0;
+}
+
+} // extern "C"
