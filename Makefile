@@ -44,7 +44,7 @@ LIBCORE := \
     module) \
   $(addprefix libcore/merge/,blend check combine combine_methods combine_module combine_rest companions each estimate explain \
     explain_pair extract extract_side factors initial into_base plan plan_layout plan_tensors random recipe resize stream \
-    stream_block stream_list svd svd_subspace values values_avx2 values_avx512 values_exact values_narrow values_plain \
+    stream_block stream_list svd svd_subspace values values_avx2 values_avx512 values_device values_exact values_narrow values_plain \
     values_wide work) \
   $(addprefix libcore/engine/,adapter_load adapter_place adapter_pool admission batch device_pool engine engine_worker \
     fair kv_cache prefix_cache scheduler sequence trace) \
@@ -52,7 +52,7 @@ LIBCORE := \
 KERNELS := \
   $(addprefix kernels/,choices image loaded registry sites) \
   $(addprefix kernels/cpu/,access activation adapter attention backend_cpu bandwidth embed gain_bias gemm math matrix \
-    model moe norm rope sample scratch sgmv_expand sgmv_shrink step) \
+    merge_delta model moe norm rope sample scratch sgmv_expand sgmv_shrink step) \
   $(addprefix kernels/cpu/isa/,isa isa_amx isa_avx2 isa_avx512 isa_plain)
 STORE := \
   $(addprefix store/,archive_gzip archive_in archive_name archive_out archive_tar archive_zip arrive base_model blob \

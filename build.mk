@@ -57,6 +57,7 @@ $(B)/kernels/cpu/isa/isa_amx.o: ALL_CFLAGS += -mavx512f -mavx512bw -mavx512dq -m
   -mprefer-vector-width=512 -mamx-tile -mamx-bf16
 endif
 
+$(B)/kernels/cpu/merge_delta.o: ALL_CFLAGS += -ffp-contract=off # says what every back end's bits are
 # Merging says fused multiply-add where it means it: without contraction every instruction set gives the same bits.
 $(addprefix $(B)/libcore/merge/,blend.o combine_module.o svd.o svd_subspace.o): ALL_CFLAGS += $(if $(filter release,$(VARIANT)),-O3)
 $(B)/libcore/merge/values%.o: ALL_CFLAGS += $(if $(filter release,$(VARIANT)),-O3) -ffp-contract=off \

@@ -8,7 +8,7 @@
 #include "cmd/merge_combine.h"
 #include "cmd/merge_explain.h"
 
-static const char *base_ref, *output, *plan, *apply;
+static const char *base_ref, *output, *plan, *apply, *device = "cpu";
 static bool resume, check, resize_embeddings, explain;
 static int64_t n_threads;
 // combining
@@ -117,6 +117,7 @@ static int run(struct cmd_context *ctx, struct err *err)
         .check = check,
         .resize_embeddings = resize_embeddings || recipe.resize_embeddings,
         .n_threads = (unsigned)n_threads,
+        .device = device,
     };
     if (!rc)
         rc = explain ? merge_explain_run(ctx, &in, err) : merge_base_run(ctx, &in, &opt, err);
@@ -224,6 +225,11 @@ static const struct option options[] = {
      .min = 0,
      .max = 256,
      .help = "Threads that compute; 0: all processors. The bytes do not depend on it."},
+    {.long_name = "device",
+     .type = OPTION_STRING,
+     .value = &device,
+     .value_name = "DEVICE",
+     .help = "cpu, cuda:N, or auto: a card if there is one. The bytes do not depend on it."},
     CMD_LOCK_TIMEOUT_ROW,
     {0},
 };

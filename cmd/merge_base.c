@@ -5,6 +5,7 @@
 
 #include "cmd/progress.h"
 #include "cmd/table.h"
+#include "kernels/kernels.h"
 #include "libcore/base/file.h"
 #include "libcore/base/sys.h"
 #include "libcore/format/adapter_file.h"
@@ -23,7 +24,8 @@ struct session {
     const char **names, **paths; // in the plan's order
     struct recipe_origin origin;
     struct progress *progress;
-    json_t *manifest; // of a base of the store; NULL
+    struct backend *device; // NULL: the processors alone
+    json_t *manifest;       // of a base of the store; NULL
     struct merge_companion *companions;
     size_t n_companions;
     struct arena arena;
@@ -273,6 +275,20 @@ static void hint_for(const struct session *x, int rc)
         cmd_hint("`lora inspect REF --deep` shows what the adapter weighs, --plan - what it meets");
 }
 
+/* The processors need no back end: the loops of the merge are their own. */
+static int open_device(struct session *x, struct err *err)
+{
+    const struct backend_options opt = {.device = x->opt->device};
+    if (strcmp(x->opt->device, "cpu") == 0)
+        return 0;
+    int rc = kernels_open(&x->device, &opt, NULL, 0, err);
+    if (!rc && strcmp(x->device->ops->name, "cpu") == 0) { // auto, and no card
+        x->device->ops->close(x->device);
+        x->device = NULL;
+    }
+    return rc;
+}
+
 static int merge(struct session *x, json_t **recipe, struct err *err)
 {
     int rc = find_companions(x, err);
@@ -284,6 +300,7 @@ static int merge(struct session *x, json_t **recipe, struct err *err)
                             .resume = x->opt->resume,
                             .force = x->ctx->force,
                             .n_threads = x->opt->n_threads,
+                            .device = x->device,
                             .companions = x->companions,
                             .n_companions = x->n_companions,
                             .origin = &x->origin,
@@ -355,6 +372,8 @@ static int run_merge(struct session *x, struct err *err)
     json_t *recipe = NULL;
     int rc = open_plan(x, false, err);
     if (!rc)
+        rc = open_device(x, err);
+    if (!rc)
         rc = merge(x, &recipe, err);
     if (!rc && !x->ctx->json)
         print_report(x, recipe);
@@ -382,6 +401,8 @@ int merge_base_run(struct cmd_context *ctx, const struct merge_inputs *in,
     } else {
         rc = run_merge(&x, err);
     }
+    if (x.device)
+        x.device->ops->close(x.device);
     merge_plan_free(x.plan);
     json_decref(x.manifest);
     arena_release(&x.arena);

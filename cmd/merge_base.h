@@ -12,6 +12,7 @@ struct merge_base_options {
     const struct recipe *recipe; // of --apply; its fingerprint must be the base's
     bool resume, check, resize_embeddings;
     unsigned n_threads;
+    const char *device; // "cpu", "cuda:N", "auto"
 };
 
 /* in: adapters and base are found. Prints what was done, or the JSON. */

@@ -18,7 +18,7 @@
  * decides who gets which.
  *
  * Thread rule: info, supports, host_alloc, host_free, weight_load, weight_read, replacement_load,
- * adapter_pack_size, adapter_pack, adapter_load and math->row_norms may be called from loader
+ * adapter_pack_size, adapter_pack, adapter_load and the math table may be called from loader
  * threads beside a running step; the rest only from the engine's worker thread. No globals:
  * any number of back ends may be open. A device error is a returned error, never an exit.
  */
@@ -162,6 +162,46 @@ struct adapter_replacement {
     struct device_weight *weight;
 };
 
+// ---- the second table
+// -----------------------------------------------------------------------------
+
+enum {
+    MERGE_PANEL = 32,  // columns of R that lie together
+    MERGE_TERMS = 16,  // products that one float32 sum runs over
+    MERGE_CHUNK = 512, // columns that one merge_sums is of
+    MERGE_LANES = 16,  // partial sums of the statistics
+};
+
+/* What a merge adds to one matrix: W + L R. */
+struct merge_matrix {
+    enum dtype dtype; // of W and of the result: DTYPE_BF16 or DTYPE_F16
+    size_t n_cols, rank;
+    const float *right; // R[rank, n_cols] in panels: [ceil(n_cols / 32)][rank][32], zeros beyond
+    const float *norms; // [n_cols rounded up to 32] norms of R's columns, rounded up
+};
+
+/* Of one row's MERGE_CHUNK columns, in float32: column j of the chunk adds to lane j % MERGE_LANES,
+ * in rising order, then the lanes are added up in order. */
+struct merge_sums {
+    float base2, delta2, lost2; // W^2, (L R)^2, ((result - W) - L R)^2
+    uint32_t n_changed;         // results whose bits differ from W's; MERGE_OPEN: see merge_delta
+};
+#define MERGE_OPEN UINT32_MAX
+
+struct merge_rows {
+    size_t n_rows;
+    const float *left;        // L[n_rows, rank], factors and weights in it
+    const double *left_exact; // the same before it was rounded to float32
+    const double *left_norms; // [n_rows], rounded up
+    const float *windows;     // [n_rows] bound of the float32 sums' error / norm of R's column
+    const void *w;            // [n_rows, n_cols]; host_alloc memory is fastest
+    void *out;                // likewise; not w
+    struct merge_sums *sums;  // [n_rows, ceil(n_cols / MERGE_CHUNK)]
+};
+
+struct device_merge; // a merge_matrix on the device
+struct merge_lane;   // what one thread computes with: buffers, a stream
+
 /* Second table, optional slots: mathematics for merge, DoRA and pre-merging. Host pointers in and
  * out. */
 struct backend_math {
@@ -172,6 +212,19 @@ struct backend_math {
     /* c[m,n] (+)= scale * a[m,k] b[k,n], float32 row-major, fixed order over k. */
     int (*matmul)(struct backend *be, const float *a, const float *b, float *c, size_t m, size_t n,
                   size_t k, float scale, bool add, struct err *err);
+    /* Copies what m points to; any thread's lane may use it until it is closed. */
+    int (*merge_open)(struct backend *be, const struct merge_matrix *m, struct device_merge **out,
+                      struct err *err);
+    void (*merge_close)(struct backend *be, struct device_merge *m);
+    int (*merge_lane_open)(struct backend *be, struct merge_lane **out, struct err *err);
+    void (*merge_lane_close)(struct backend *be, struct merge_lane *lane);
+    /* out = W + L R, each value the real sum rounded once, the same bits on every device: a float32
+     * sum (fused multiply-adds over MERGE_TERMS products in order, their sums added in order) where
+     * the whole window of its error rounds to one value, else a float64 sum judged likewise. Where
+     * that leaves a value open too (or one is not finite), its chunk's sums say MERGE_OPEN and the
+     * chunk of out is undefined: the caller computes it. */
+    int (*merge_delta)(struct backend *be, const struct device_merge *m, struct merge_lane *lane,
+                       const struct merge_rows *rows, struct err *err);
 };
 
 struct backend_ops {

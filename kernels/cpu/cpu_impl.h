@@ -323,6 +323,15 @@ extern const struct op_table cpu_ops;
 extern const struct op_access cpu_op_access;
 extern const struct backend_math cpu_math;
 
+/* ---- merge_delta.c: slots of that table (backend.h) ---- */
+int cpu_merge_open(struct backend *be, const struct merge_matrix *m, struct device_merge **out,
+                   struct err *err);
+void cpu_merge_close(struct backend *be, struct device_merge *m);
+int cpu_merge_lane_open(struct backend *be, struct merge_lane **out, struct err *err);
+void cpu_merge_lane_close(struct backend *be, struct merge_lane *lane);
+int cpu_merge_delta(struct backend *be, const struct device_merge *m, struct merge_lane *lane,
+                    const struct merge_rows *rows, struct err *err);
+
 /* Bytes a second that the pool's threads read of a buffer beyond every cache; 0: no memory. */
 double cpu_read_bandwidth(const struct isa_table *isa, struct worker_pool *pool);
 int cpu_backend_read_bandwidth(struct backend *be, double *bytes_per_s, struct err *err);

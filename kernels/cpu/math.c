@@ -212,4 +212,10 @@ static int matmul(struct backend *base, const float *a, const float *b, float *c
     return rc;
 }
 
-const struct backend_math cpu_math = {.row_norms = row_norms, .matmul = matmul};
+const struct backend_math cpu_math = {.row_norms = row_norms,
+                                      .matmul = matmul,
+                                      .merge_open = cpu_merge_open,
+                                      .merge_close = cpu_merge_close,
+                                      .merge_lane_open = cpu_merge_lane_open,
+                                      .merge_lane_close = cpu_merge_lane_close,
+                                      .merge_delta = cpu_merge_delta};

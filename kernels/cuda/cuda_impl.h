@@ -262,4 +262,15 @@ int lt_gemm(struct device_model *m, const void *w, const void *x, void *y, uint3
 /* ---- math.c ---- */
 extern const struct backend_math cuda_math;
 
+/* ---- merge.c: slots of that table (backend.h) ---- */
+int cuda_merge_open(struct backend *be, const struct merge_matrix *m, struct device_merge **out,
+                    struct err *err);
+void cuda_merge_close(struct backend *be, struct device_merge *m);
+int cuda_merge_lane_open(struct backend *be, struct merge_lane **out, struct err *err);
+void cuda_merge_lane_close(struct backend *be, struct merge_lane *lane);
+int cuda_merge_delta(struct backend *be, const struct device_merge *m, struct merge_lane *lane,
+                     const struct merge_rows *rows, struct err *err);
+int cuda_matmul(struct backend *be, const float *a, const float *b, float *c, size_t m, size_t n,
+                size_t k, float scale, bool add, struct err *err);
+
 #endif

@@ -65,4 +65,10 @@ static int row_norms(struct backend *be, struct device_model *m, const struct bo
     return rc;
 }
 
-const struct backend_math cuda_math = {.row_norms = row_norms};
+const struct backend_math cuda_math = {.row_norms = row_norms,
+                                       .matmul = cuda_matmul,
+                                       .merge_open = cuda_merge_open,
+                                       .merge_close = cuda_merge_close,
+                                       .merge_lane_open = cuda_merge_lane_open,
+                                       .merge_lane_close = cuda_merge_lane_close,
+                                       .merge_delta = cuda_merge_delta};

@@ -77,7 +77,7 @@ static void *verify(void *arg)
 static int stream_verified(const struct merge_plan *p, const struct merge_run *run,
                            struct merge_work *w, struct values_stats *stats, struct err *err)
 {
-    struct merge_stream_options opt = {run->n_threads, run->on_bytes, run->arg};
+    struct merge_stream_options opt = {run->n_threads, run->device, run->on_bytes, run->arg};
     struct verifier v = {.p = p, .run = run};
     pthread_t thread;
     bool beside = run->verify && pthread_create(&thread, NULL, verify, &v) == 0;

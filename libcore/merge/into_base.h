@@ -16,10 +16,11 @@ struct merge_companion {
 };
 
 struct merge_run {
-    const char *output; // folder to appear
-    bool resume;        // go on from an earlier run's journal; keep it when this one stops
-    bool force;         // an OUTPUT that is there is replaced
-    unsigned n_threads; // 0: all processors
+    const char *output;     // folder to appear
+    bool resume;            // go on from an earlier run's journal; keep it when this one stops
+    bool force;             // an OUTPUT that is there is replaced
+    unsigned n_threads;     // 0: all processors
+    struct backend *device; // borrowed: computes too, to the same bytes; NULL: none
     const struct merge_companion *companions;
     size_t n_companions;
     const struct recipe_origin *origin;

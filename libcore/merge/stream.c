@@ -427,6 +427,21 @@ static void close_files(struct run *r)
 
 // ---- the whole ----------------------------------------------------------------------------------
 
+/* A device copies fastest from and to memory of its own making. */
+static void *new_buffer(const struct run *r)
+{
+    struct backend *be = r->s.device;
+    return be ? be->ops->host_alloc(be, r->buffer_bytes) : sys_aligned_alloc(4096, r->buffer_bytes);
+}
+
+static void free_buffer(const struct run *r, void *buffer)
+{
+    if (r->s.device)
+        r->s.device->ops->host_free(r->s.device, buffer);
+    else
+        sys_free(buffer);
+}
+
 static int open_run(struct run *r, struct err *err)
 {
     int rc = stream_list(&r->s, r->w, r->stats, err);
@@ -456,7 +471,7 @@ static int open_run(struct run *r, struct err *err)
             r->buffer_bytes = r->s.blocks[i].n_bytes;
     }
     for (; r->n_free < n_buffers; r->n_free++) {
-        r->buffers[r->n_free] = sys_aligned_alloc(4096, r->buffer_bytes);
+        r->buffers[r->n_free] = new_buffer(r);
         if (!r->buffers[r->n_free])
             return err_set(err, ERR_NO_MEMORY, "merge: no memory for %zu buffers", n_buffers);
     }
@@ -493,9 +508,9 @@ static void run_threads(struct run *r, const struct merge_stream_options *opt)
 static void close_run(struct run *r)
 {
     for (size_t i = 0; r->buffers && i < r->n_free; i++)
-        sys_free(r->buffers[i]);
+        free_buffer(r, r->buffers[i]);
     for (; r->queue_n; r->queue_n--, r->queue_head++)
-        sys_free(r->queue[r->queue_head % r->queue_cap].buffer);
+        free_buffer(r, r->queue[r->queue_head % r->queue_cap].buffer);
     close_files(r);
     stream_list_release(&r->s);
     sys_free(r->buffers);
@@ -511,7 +526,7 @@ int merge_stream(const struct merge_plan *p, struct merge_work *w,
                  struct err *err)
 {
     unsigned n = opt->n_threads ? opt->n_threads : thread_n_processors();
-    struct run r = {.s = {.p = p},
+    struct run r = {.s = {.p = p, .device = opt->device},
                     .w = w,
                     .stats = stats,
                     .n_workers = n < MAX_WORKERS ? n : MAX_WORKERS,

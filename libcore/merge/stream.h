@@ -11,7 +11,8 @@
 #include "libcore/merge/work.h"
 
 struct merge_stream_options {
-    unsigned n_threads; // 0: all processors
+    unsigned n_threads;     // 0: all processors
+    struct backend *device; // borrowed; NULL: the processors alone
     /* Bytes written; called by the caller's thread. Non-zero (ERR_INTERRUPTED) stops. May be NULL.
      */
     int (*on_bytes)(void *arg, uint64_t bytes);

@@ -96,6 +96,7 @@ static int prepare(struct stream *s, struct stream_worker *w, struct stream_unit
         .pairs = u->pairs,
         .n_pairs = t->n_terms,
         .magnitude = t->dora ? &t->dora->magnitude : NULL,
+        .device = s->device,
     };
     int rc = values_prepare(&u->values, &m, err);
     if (rc || !t->dora || !t->dora->embedding)

@@ -51,7 +51,8 @@ struct stream_block {
 
 struct stream {
     const struct merge_plan *p;
-    int *in_fds, *out_fds; // one a shard
+    struct backend *device; // NULL: computed here
+    int *in_fds, *out_fds;  // one a shard
     struct stream_unit *units;
     size_t n_units;
     struct stream_block *blocks;

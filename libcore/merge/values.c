@@ -193,6 +193,12 @@ int values_prepare(struct values **out, const struct values_matrix *m, struct er
         sys_free(v->norms64);
         v->norms64 = NULL;
     }
+    if (m->device && !v->wide && v->rank)
+        rc = values_device_open(v, err);
+    if (rc) {
+        values_free(v);
+        return rc;
+    }
     *out = v;
     return 0;
 }
@@ -201,6 +207,7 @@ void values_free(struct values *v)
 {
     if (!v)
         return;
+    values_device_close(v);
     sys_free(v->packed);
     sys_free(v->norms);
     sys_free(v->right);
@@ -218,6 +225,7 @@ void values_scratch_free(struct values_scratch *s)
 {
     if (!s)
         return;
+    values_device_release(s);
     sys_free(s->left);
     sys_free(s->exact_left);
     sys_free(s->row);
@@ -342,6 +350,8 @@ int values_block(const struct values *v, struct values_scratch *s, const struct 
     if (rc)
         return rc;
     *b->stats = (struct values_stats){.n_values = b->n_rows * v->m.n_cols};
+    if (values_on_device(v, b))
+        return values_block_device(v, s, b, err);
     return v->wide ? values_block_wide(v, s, b, err) : values_block_narrow(v, s, b, err);
 }
 

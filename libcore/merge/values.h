@@ -20,6 +20,7 @@
 #include <stdint.h>
 
 #include "libcore/base/err.h"
+#include "libcore/backend.h"
 #include "libcore/tensor/tensor.h"
 
 /* One adapter's pair on this matrix, as strided views of its tensors: element (i, k) of L is value
@@ -43,6 +44,8 @@ struct values_matrix {
     const struct tensor *magnitude; // NULL, or DoRA's m; the matrix then has one pair
     bool by_column;                 // m is for columns: column_gains
     const double *column_gains;     // [n_cols], borrowed; only with by_column
+    struct backend *device; // NULL: here. Else its merge_delta makes what float32 sums can: 16-bit
+                            // results without gains; the bits are the same
 };
 
 /* Of some rows. Sums are over values, in a fixed order inside a block. */

@@ -2,6 +2,7 @@
  * values_impl: between the rooms of values.
  *   values.c         preparing, what has no pairs     values_exact.c   the value that was in doubt
  *   values_narrow.c  blocks by float32 sums           values_wide.c    blocks by float64 sums
+ *   values_device.c  the same on a device
  *   values_kernel.h  the loops, compiled once an instruction set by values_{plain,avx2,avx512}.c
  * All loops say fused multiply-add where they mean it and are compiled without contraction, so that
  * every instruction set gives the same bits.
@@ -11,13 +12,13 @@
 
 #include "libcore/merge/values.h"
 
-enum {
-    VALUES_PANEL = 32,  // columns of R that lie together
-    VALUES_TERMS = 16,  // products that one float32 sum runs over
+enum { // the order of sums is the same on a device (libcore/backend.h)
+    VALUES_PANEL = MERGE_PANEL,
+    VALUES_TERMS = MERGE_TERMS,
+    VALUES_CHUNK = MERGE_CHUNK, // columns that are finished at once
+    VALUES_LANES = MERGE_LANES,
     VALUES_ROWS = 6,    // rows of L that share a panel's loads
-    VALUES_CHUNK = 512, // columns that are finished at once
     VALUES_GROUP = 192, // rows whose left halves are converted at once
-    VALUES_LANES = 16,  // partial sums of the statistics
 };
 
 /* Sums of one chunk. */
@@ -74,6 +75,7 @@ struct values {
     double *right;   // [rank][stride]; wide
     double *norms64; // [stride]
     size_t stride;
+    struct device_merge *on_device; // NULL: computed here
 };
 
 struct values_scratch {
@@ -90,6 +92,13 @@ struct values_scratch {
     double w64[VALUES_CHUNK], v64[VALUES_CHUNK], slack64[VALUES_CHUNK];
     uint32_t bits[VALUES_CHUNK], unsure[VALUES_CHUNK];
     uint16_t bits16[VALUES_CHUNK], unsure16[VALUES_CHUNK];
+    // on a device
+    struct backend *device; // whose lane and memory these are
+    struct merge_lane *lane;
+    void *device_out; // what a group of rows became
+    size_t device_out_bytes;
+    struct merge_sums *sums;
+    size_t n_sums;
 };
 
 size_t values_padded(size_t n_cols); // to whole panels
@@ -106,6 +115,19 @@ int values_settle(const struct values *v, size_t i, size_t j, double w, double g
 void values_store(const struct values_block *b, enum dtype t, size_t idx, const void *bits,
                   const double *wanted, size_t n);
 int values_block_narrow(const struct values *v, struct values_scratch *s,
+                        const struct values_block *b, struct err *err);
+/* Left halves of n_rows <= VALUES_GROUP rows from row0 on, into the scratch, with their windows. */
+void values_load_left(const struct values *v, struct values_scratch *s, size_t row0, size_t n_rows);
+/* n <= VALUES_CHUNK values of the block's row i (the group's i_group) whose deltas are there. */
+int values_finish_narrow(const struct values *v, struct values_scratch *s,
+                         const struct values_block *b, size_t i, size_t i_group, size_t j0,
+                         size_t n, float *delta, struct err *err);
+int values_device_open(struct values *v, struct err *err);
+void values_device_close(struct values *v);
+void values_device_release(struct values_scratch *s);
+/* Whether the device can make this block; it was prepared for one. */
+bool values_on_device(const struct values *v, const struct values_block *b);
+int values_block_device(const struct values *v, struct values_scratch *s,
                         const struct values_block *b, struct err *err);
 int values_block_wide(const struct values *v, struct values_scratch *s,
                       const struct values_block *b, struct err *err);

@@ -35,7 +35,7 @@ static void load_left_row(const struct values_pair *p, size_t row, double *dst)
  * its sums is at most so many half ulps times |L row| |R column|: one for each product of a sum and
  * for each sum of them, and some for the rounding of the factors. The floor covers factors so small
  * that float32 holds them inexactly. */
-static void load_left(const struct values *v, struct values_scratch *s, size_t row0, size_t n_rows)
+void values_load_left(const struct values *v, struct values_scratch *s, size_t row0, size_t n_rows)
 {
     size_t n_sums = (v->rank + VALUES_TERMS - 1) / VALUES_TERMS;
     size_t n_terms = v->rank < VALUES_TERMS ? v->rank : VALUES_TERMS;
@@ -81,7 +81,7 @@ static int settle_narrow(const struct values *v, const struct values_scratch *s,
     return values_settle(v, row, j, w, 1, bits, err);
 }
 
-static int finish_narrow(const struct values *v, struct values_scratch *s,
+int values_finish_narrow(const struct values *v, struct values_scratch *s,
                          const struct values_block *b, size_t i, size_t i_group, size_t j0,
                          size_t n, float *delta, struct err *err)
 {
@@ -131,7 +131,7 @@ int values_block_narrow(const struct values *v, struct values_scratch *s,
     size_t n_cols = v->m.n_cols;
     for (size_t g = 0; g < b->n_rows; g += VALUES_GROUP) {
         size_t n_group = b->n_rows - g < VALUES_GROUP ? b->n_rows - g : VALUES_GROUP;
-        load_left(v, s, b->row0 + g, n_group);
+        values_load_left(v, s, b->row0 + g, n_group);
         for (size_t j0 = 0; j0 < n_cols; j0 += VALUES_CHUNK) {
             size_t n = n_cols - j0 < VALUES_CHUNK ? n_cols - j0 : VALUES_CHUNK;
             const float *packed = v->packed + j0 * v->rank;
@@ -140,8 +140,8 @@ int values_block_narrow(const struct values *v, struct values_scratch *s,
                 v->k->deltas((const float *)s->left + i * v->rank, rows, v->rank, packed,
                              values_padded(n) / VALUES_PANEL, s->delta);
                 for (size_t r = 0; r < rows; r++) {
-                    int rc = finish_narrow(v, s, b, g + i + r, i + r, j0, n,
-                                           s->delta + r * VALUES_CHUNK, err);
+                    int rc = values_finish_narrow(v, s, b, g + i + r, i + r, j0, n,
+                                                  s->delta + r * VALUES_CHUNK, err);
                     if (rc)
                         return rc;
                 }

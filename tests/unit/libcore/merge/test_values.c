@@ -246,7 +246,12 @@ TEST(values_halfway_between_two_go_to_the_even_one)
     struct tensor left = {DTYPE_F32, 2, {1, 1}, b}, right = {DTYPE_F32, 2, {1, 2}, a};
     struct values_pair p = {{&left, 0, 1, 1}, {&right, 0, 2, 1}, 1, 1};
     struct world w = {.base = base};
-    w.m = (struct values_matrix){DTYPE_BF16, DTYPE_BF16, 1, 2, &p, 1, NULL, false, NULL};
+    w.m = (struct values_matrix){.dtype = DTYPE_BF16,
+                                 .source_dtype = DTYPE_BF16,
+                                 .n_rows = 1,
+                                 .n_cols = 2,
+                                 .pairs = &p,
+                                 .n_pairs = 1};
     struct values_stats st;
     run_blocks(&w, 1, out, &st);
     EXPECT_INT(out[0], 0x3F80);
@@ -310,7 +315,12 @@ TEST(what_the_type_cannot_hold_is_refused_and_a_broken_base_named)
     float a[2] = {1, 1}, b[1] = {100};
     struct tensor left = {DTYPE_F32, 2, {1, 1}, b}, right = {DTYPE_F32, 2, {1, 2}, a};
     struct values_pair p = {{&left, 0, 1, 1}, {&right, 0, 2, 1}, 1, 1};
-    struct values_matrix m = {DTYPE_F16, DTYPE_F16, 1, 2, &p, 1, NULL, false, NULL};
+    struct values_matrix m = {.dtype = DTYPE_F16,
+                              .source_dtype = DTYPE_F16,
+                              .n_rows = 1,
+                              .n_cols = 2,
+                              .pairs = &p,
+                              .n_pairs = 1};
     struct values *v = NULL;
     struct values_scratch *s = NULL;
     struct values_stats st;
@@ -342,7 +352,12 @@ TEST(statistics_say_what_rounding_swallowed)
     struct tensor left = {DTYPE_F32, 2, {1, 1}, b}, right = {DTYPE_F32, 2, {1, N}, a};
     struct values_pair p = {{&left, 0, 1, 1}, {&right, 0, N, 1}, 1, 1};
     struct world w = {.base = base};
-    w.m = (struct values_matrix){DTYPE_BF16, DTYPE_BF16, 1, N, &p, 1, NULL, false, NULL};
+    w.m = (struct values_matrix){.dtype = DTYPE_BF16,
+                                 .source_dtype = DTYPE_BF16,
+                                 .n_rows = 1,
+                                 .n_cols = N,
+                                 .pairs = &p,
+                                 .n_pairs = 1};
     struct values_stats st;
     run_blocks(&w, 1, out, &st);
     EXPECT_INT(st.n_changed, N / 2);
