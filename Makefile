@@ -24,12 +24,12 @@ LDFLAGS  += $(filter -fsanitize%,$(CFLAGS)) -Wl,--as-needed
 
 # ---- what is built ------------------------------------------------------------------------------
 LIBCORE := \
-  $(addprefix libcore/base/,arena digest err file log philox strbuf sys thread) \
+  $(addprefix libcore/base/,arena digest digest_pair err file log philox strbuf sys thread) \
   $(addprefix libcore/tensor/,dtype tensor) \
   $(addprefix libcore/adapter/,adapter bake builder capability content_id eigen stats) \
   $(addprefix libcore/format/,adapter_file checkpoint foreign foreign_names foreign_write generation_config gguf \
     gguf_lora gguf_write hub image kohya mlx peft peft_config peft_experts peft_files peft_match peft_modules \
-    peft_names peft_write pickle pickle_tensors pickle_torch safetensors safetensors_header \
+    peft_names peft_write pickle pickle_tensors pickle_torch safetensors safetensors_header safetensors_stream \
     safetensors_writer zip_stored) \
   $(addprefix libcore/text/,added bpe bpe_merge cp_set decode decode_read json_fields json_pull \
     normalize post_process pre_read pre_tokenize regex regex_parse token_stream tokenizer \
@@ -56,6 +56,7 @@ KERNELS := \
   $(addprefix kernels/cpu/isa/,isa isa_amx isa_avx2 isa_avx512 isa_plain)
 STORE := \
   $(addprefix store/,archive_gzip archive_in archive_name archive_out archive_tar archive_zip arrive base_model blob \
+    block_pipe \
     cache fsck fsck_repair gc id_set import import_adapter import_base import_land import_made import_pack \
     index index_query index_vfs lease lock manifest manifest_adapter names object oci oci_parse pack pack_write \
     publish refs registry_ref schema source store) \

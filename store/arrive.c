@@ -2,99 +2,42 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "libcore/base/file.h"
 #include "libcore/base/strbuf.h"
 #include "libcore/base/sys.h"
+#include "store/block_pipe.h"
 
-/* Small files are hashed by who writes them: a thread costs more. */
-enum { HASH_BESIDE_BYTES = 1 << 20, STEP_BYTES = 4 << 20 };
+enum { WRITEBACK_BYTES = 8 << 20 };
 
+/*
+ * The thread that brings the bytes puts them into a slot and writes the slot; the pipe's thread
+ * hashes it, the file's digest and the tensors' in one pass.
+ */
 struct arriving {
     char *path;
     const char *what;
     int fd;
-    uint64_t size, written;
-    const uint8_t *map; // of the file, when a thread hashes
-    struct digest_state *hash;
-    pthread_t thread;
-    bool runs;
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    uint64_t ready; // bytes that may be hashed
-    bool given_up;
-    int hash_rc;
-    struct err hash_err;
+    uint64_t size;
+    uint64_t taken, written; // bytes that came, and that lie in the file; the rest in the slot
+    bool in_place;           // the file has its bytes: they are hashed only
+    struct block_pipe *pipe;
+    struct safetensors_stream *stream;
+    char *slot; // in hand; NULL: none
+    size_t n_slot, room;
 };
 
-// ---- the hashing thread ------------------------------------------------------------------------
-
-/* Bytes that are ready beyond `at`; 0: given up. */
-static size_t wait_ready(struct arriving *a, uint64_t at)
+static int hash_block(void *arg, const void *data, size_t n, struct err *err)
 {
-    pthread_mutex_lock(&a->mutex);
-    while (a->ready == at && !a->given_up)
-        pthread_cond_wait(&a->changed, &a->mutex);
-    size_t n = a->given_up ? 0 : (size_t)(a->ready - at);
-    pthread_mutex_unlock(&a->mutex);
-    return n;
+    return safetensors_stream_update(arg, data, n, err);
 }
-
-static void *hasher_main(void *arg)
-{
-    struct arriving *a = arg;
-    for (uint64_t at = 0; !a->hash_rc && at < a->size;) {
-        size_t n = wait_ready(a, at);
-        if (n == 0)
-            return NULL;
-        a->hash_rc = digest_update(a->hash, a->map + at, n, &a->hash_err);
-        at += n;
-    }
-    return NULL;
-}
-
-static void tell_hasher(struct arriving *a, bool given_up)
-{
-    pthread_mutex_lock(&a->mutex);
-    a->ready = a->written;
-    a->given_up = given_up;
-    pthread_cond_signal(&a->changed);
-    pthread_mutex_unlock(&a->mutex);
-}
-
-static void join(struct arriving *a, bool given_up)
-{
-    if (!a->runs)
-        return;
-    tell_hasher(a, given_up);
-    pthread_join(a->thread, NULL);
-    a->runs = false;
-}
-
-static int start_hasher(struct arriving *a, struct err *err)
-{
-    if (a->size < HASH_BESIDE_BYTES)
-        return 0;
-    if (sys_ftruncate(a->fd, (off_t)a->size) != 0)
-        return err_set_errno(err, errno, "%s: cannot make it %llu bytes long", a->path,
-                             (unsigned long long)a->size);
-    a->map = sys_mmap_read(a->fd, a->size);
-    if (!a->map)
-        return err_set_errno(err, errno, "%s: cannot map", a->path);
-    int errno_value = pthread_create(&a->thread, NULL, hasher_main, a);
-    a->runs = errno_value == 0;
-    return errno_value ? err_set_errno(err, errno_value, "%s: cannot start a thread", a->path) : 0;
-}
-
-// ---- one file ----------------------------------------------------------------------------------
 
 static int check_room(const struct arriving *a, struct err *err)
 {
     uint64_t room;
-    if (a->size < HASH_BESIDE_BYTES || sys_disk_free(a->path, &room) != 0)
+    if (a->size < BLOCK_PIPE_BESIDE_BYTES || sys_disk_free(a->path, &room) != 0)
         return 0;
     return a->size <= room
                ? 0
@@ -112,10 +55,8 @@ int arriving_open(struct arriving **out, const char *path, uint64_t size, const 
     a->fd = -1;
     a->size = size;
     a->what = what;
-    pthread_mutex_init(&a->mutex, NULL);
-    pthread_cond_init(&a->changed, NULL);
     a->path = sys_strdup(path);
-    int rc = a->path ? digest_open(&a->hash, err) : err_set(err, ERR_NO_MEMORY, "no memory");
+    int rc = a->path ? 0 : err_set(err, ERR_NO_MEMORY, "no memory");
     if (!rc) {
         a->fd = sys_open(path, O_RDWR | O_CREAT | O_EXCL, 0666);
         if (a->fd < 0)
@@ -124,7 +65,9 @@ int arriving_open(struct arriving **out, const char *path, uint64_t size, const 
     if (!rc)
         rc = check_room(a, err);
     if (!rc)
-        rc = start_hasher(a, err);
+        rc = safetensors_stream_open(&a->stream, size, err);
+    if (!rc)
+        rc = block_pipe_open(&a->pipe, size, hash_block, a->stream, err);
     if (rc) {
         arriving_free(a);
         return rc;
@@ -133,59 +76,109 @@ int arriving_open(struct arriving **out, const char *path, uint64_t size, const 
     return 0;
 }
 
-int arriving_write(struct arriving *a, const void *data, size_t n, struct err *err)
+/* Writes what is in the slot and passes it on. */
+static int flush(struct arriving *a, struct err *err)
 {
-    if (n > a->size - a->written)
+    int rc = 0;
+    if (a->n_slot && !a->in_place)
+        rc = file_write_all(a->fd, a->slot, a->n_slot, a->path, err);
+    uint64_t before = a->written;
+    a->written += a->n_slot;
+    if (!rc && a->n_slot)
+        rc = block_pipe_give(a->pipe, a->n_slot, err);
+    a->slot = NULL;
+    a->n_slot = 0;
+    uint64_t from = before / WRITEBACK_BYTES * WRITEBACK_BYTES;
+    if (!rc && !a->in_place && before / WRITEBACK_BYTES != a->written / WRITEBACK_BYTES)
+        sys_start_writeback(a->fd, (off_t)from, (off_t)(a->written - from));
+    return rc;
+}
+
+void *arriving_slot(struct arriving *a, size_t *room)
+{
+    if (!a->slot)
+        a->slot = block_pipe_slot(a->pipe, &a->room);
+    *room = a->room - a->n_slot;
+    return a->slot + a->n_slot;
+}
+
+int arriving_filled(struct arriving *a, size_t n, struct err *err)
+{
+    if (n > a->size - a->taken)
         return err_set(err, ERR_CORRUPT, "%s: has more than its %llu bytes", a->what,
                        (unsigned long long)a->size);
-    int rc = file_write_all(a->fd, data, n, a->path, err);
-    if (rc)
-        return rc;
-    uint64_t before = a->written;
-    a->written += n;
-    if (!a->runs)
-        return digest_update(a->hash, data, n, err);
-    if (before / STEP_BYTES != a->written / STEP_BYTES) {
-        sys_start_writeback(a->fd, (off_t)(before / STEP_BYTES * STEP_BYTES),
-                            (off_t)(a->written - before / STEP_BYTES * STEP_BYTES));
-        tell_hasher(a, false);
+    a->n_slot += n;
+    a->taken += n;
+    return a->n_slot == a->room ? flush(a, err) : 0;
+}
+
+int arriving_write(struct arriving *a, const void *data, size_t n, struct err *err)
+{
+    int rc = 0;
+    if (n > a->size - a->taken)
+        return arriving_filled(a, n, err);
+    for (const char *at = data; !rc && n;) {
+        size_t room;
+        void *to = arriving_slot(a, &room);
+        size_t k = n < room ? n : room;
+        memcpy(to, at, k);
+        rc = arriving_filled(a, k, err);
+        at += k;
+        n -= k;
     }
-    return 0;
+    return rc;
 }
 
 uint64_t arriving_bytes(const struct arriving *a)
 {
-    return a->written;
+    return a->taken;
+}
+
+int arriving_fd(const struct arriving *a)
+{
+    return a->fd;
+}
+
+void arriving_set_in_place(struct arriving *a)
+{
+    a->in_place = true;
 }
 
 int arriving_finish(struct arriving *a, struct digest *digest, struct err *err)
 {
-    if (a->written != a->size)
+    if (a->taken != a->size)
         return err_set(err, ERR_CORRUPT, "%s: ends after %llu of %llu bytes", a->what,
-                       (unsigned long long)a->written, (unsigned long long)a->size);
-    join(a, false);
-    if (a->hash_rc)
-        return err_set(err, a->hash_rc, "%s", a->hash_err.msg);
-    int rc = digest_final(a->hash, digest, err);
-    if (rc)
-        return rc;
-    if (sys_fchmod(a->fd, 0444) != 0)
-        return err_set_errno(err, errno, "%s: cannot make it read-only", a->path);
-    return sys_fsync(a->fd) == 0 ? 0 : err_set_errno(err, errno, "%s: cannot sync", a->path);
+                       (unsigned long long)a->taken, (unsigned long long)a->size);
+    int rc = flush(a, err);
+    // The disk is at work while the last blocks are hashed.
+    if (!rc && a->size >= BLOCK_PIPE_BESIDE_BYTES)
+        sys_start_writeback(a->fd, 0, 0);
+    if (!rc)
+        rc = block_pipe_finish(a->pipe, err);
+    if (!rc)
+        rc = safetensors_stream_finish(a->stream, digest, err);
+    if (!rc && sys_fchmod(a->fd, 0444) != 0)
+        rc = err_set_errno(err, errno, "%s: cannot make it read-only", a->path);
+    if (!rc && sys_fsync(a->fd) != 0)
+        rc = err_set_errno(err, errno, "%s: cannot sync", a->path);
+    return rc;
+}
+
+struct safetensors_stream *arriving_take_weights(struct arriving *a)
+{
+    struct safetensors_stream *s = a->stream;
+    a->stream = NULL;
+    return s;
 }
 
 void arriving_free(struct arriving *a)
 {
     if (!a)
         return;
-    join(a, true);
-    if (a->map)
-        sys_munmap((void *)a->map, a->size);
+    block_pipe_free(a->pipe);
+    safetensors_stream_free(a->stream);
     if (a->fd >= 0)
         sys_close(a->fd);
-    digest_free(a->hash);
-    pthread_mutex_destroy(&a->mutex);
-    pthread_cond_destroy(&a->changed);
     sys_free(a->path);
     sys_free(a);
 }
@@ -236,6 +229,7 @@ void arrivals_release(struct arrivals *all)
     for (size_t i = 0; i < all->n; i++) {
         sys_free(all->items[i].name);
         sys_free(all->items[i].path);
+        safetensors_stream_free(all->items[i].weights);
     }
     sys_free(all->items);
     *all = (struct arrivals){0};

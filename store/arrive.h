@@ -1,6 +1,7 @@
 /*
- * arrive: files whose bytes come from a stream (an archive, a registry) into a work folder, hashed
- * on another thread while they are written. A file is called by its number; the name that it had
+ * arrive: files whose bytes come from a stream (another file, an archive, a registry) into a work
+ * folder, hashed on another thread while they are written: the file, and the tensors in it. Memory
+ * is a few blocks a file, whatever its size. A file is called by its number; the name that it had
  * where it came from is only remembered.
  * Thread rule: one thread uses a struct arrivals; a struct arriving belongs to one thread, and
  * several may be in flight.
@@ -12,6 +13,7 @@
 
 #include "libcore/base/digest.h"
 #include "libcore/base/err.h"
+#include "libcore/format/safetensors_stream.h"
 
 struct arriving;
 
@@ -20,10 +22,20 @@ struct arriving;
 int arriving_open(struct arriving **out, const char *path, uint64_t size, const char *what,
                   struct err *err);
 int arriving_write(struct arriving *a, const void *data, size_t n, struct err *err);
-uint64_t arriving_bytes(const struct arriving *a); // written so far
+/* The same without a copy: where the next bytes go, `room` of them at most (never 0 before the
+ * end); then how many were put there. */
+void *arriving_slot(struct arriving *a, size_t *room);
+int arriving_filled(struct arriving *a, size_t n, struct err *err);
+uint64_t arriving_bytes(const struct arriving *a); // that came so far
+/* The file, borrowed: for who fills it in another way (a clone). Then what comes is hashed and not
+ * written. */
+int arriving_fd(const struct arriving *a);
+void arriving_set_in_place(struct arriving *a);
 /* Waits for the digest and syncs the file, which is read-only then. ERR_CORRUPT: bytes are missing.
  */
 int arriving_finish(struct arriving *a, struct digest *digest, struct err *err);
+/* After that: what was learnt of its tensors; the caller's. */
+struct safetensors_stream *arriving_take_weights(struct arriving *a);
 void arriving_free(struct arriving *a);
 
 struct arrival {
@@ -31,6 +43,7 @@ struct arrival {
     char *path; // <work folder>/<number>
     uint64_t size;
     char digest[DIGEST_HEX_CHARS + 1];
+    struct safetensors_stream *weights; // owned; NULL: not looked at
 };
 
 struct arrivals {

@@ -11,29 +11,27 @@
 
 #include "libcore/base/file.h"
 #include "libcore/base/sys.h"
+#include "store/arrive.h"
 
-enum { CHUNK_BYTES = 8 << 20 };
+/* Small files are copied by who asks for it: a thread costs more. */
+enum { BESIDE_BYTES = 1 << 20 };
 
 /*
- * Two threads follow one another through the file: the first copies chunk by chunk (in the kernel
- * where it can: no byte passes through this process), the second hashes what has arrived, through a
- * mapping of the copy, while it is still in the processor's cache or at least in memory.
+ * The source is read block by block into what arrives (arrive.h), which writes and hashes it. A
+ * file system that can share extents is asked for a clone first; then the clone is only hashed.
  */
 struct blob_copy {
     char *from, *to;
-    int in, out;
+    int in;
     uint64_t size;
     int (*on_bytes)(void *arg, uint64_t bytes);
     void *arg;
-    const uint8_t *map; // of `to`
-    pthread_t copier, hasher;
-    bool copier_runs, hasher_runs;
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    uint64_t arrived; // bytes copied so far
-    bool failed;      // copy_err holds
-    struct err copy_err, hash_err;
-    int hash_rc;
+    struct arriving *file;
+    struct safetensors_stream *weights; // after the end
+    pthread_t copier;
+    bool runs;
+    int rc;
+    struct err err;
     struct digest digest;
 };
 
@@ -46,122 +44,44 @@ char *blob_path(const struct store *s, const char *name, struct err *err)
 
 // ---- copying -----------------------------------------------------------------------------------
 
-static void publish_progress(struct blob_copy *c, uint64_t arrived, int rc)
+static int read_block(struct blob_copy *c, int fd, uint64_t at, size_t *n, struct err *err)
 {
-    pthread_mutex_lock(&c->mutex);
-    c->arrived = arrived;
-    c->failed = rc != 0;
-    pthread_cond_broadcast(&c->changed);
-    pthread_mutex_unlock(&c->mutex);
-}
-
-/* One chunk in the kernel; 0 copied, 1 this file system cannot, else an error. */
-static int chunk_in_kernel(struct blob_copy *c, off_t at, size_t n, struct err *err)
-{
-    off_t from = at, to = at;
-    while (n) {
-        ssize_t got = sys_copy_file_range(c->in, &from, c->out, &to, n);
-        if (got < 0 && from == at &&
-            (errno == EXDEV || errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP))
-            return 1;
-        if (got < 0)
-            return err_set_errno(err, errno, "%s: cannot copy to %s", c->from, c->to);
-        if (got == 0)
-            return from == at
-                       ? 1
-                       : err_set(err, ERR_IO, "%s: became shorter while it was read", c->from);
-        n -= (size_t)got;
+    size_t room, got = 0;
+    char *slot = arriving_slot(c->file, &room);
+    *n = c->size - at < room ? (size_t)(c->size - at) : room;
+    while (got < *n) {
+        ssize_t k = sys_pread(fd, slot + got, *n - got, (off_t)(at + got));
+        if (k < 0)
+            return err_set_errno(err, errno, "%s: cannot read", c->from);
+        if (k == 0)
+            return err_set(err, ERR_IO, "%s: became shorter while it was read", c->from);
+        got += (size_t)k;
     }
-    return 0;
+    return arriving_filled(c->file, *n, err);
 }
 
-static int chunk_by_hand(struct blob_copy *c, char *buf, off_t at, size_t n, struct err *err)
+static int copy_blocks(struct blob_copy *c, struct err *err)
 {
-    int rc = file_pread_all(c->in, buf, n, (uint64_t)at, c->from, err);
-    for (size_t done = 0; !rc && done < n;) {
-        ssize_t put = sys_pwrite(c->out, buf + done, n - done, at + (off_t)done);
-        if (put < 0)
-            rc = err_set_errno(err, errno, "%s: cannot write", c->to);
-        else
-            done += (size_t)put;
-    }
-    return rc;
-}
-
-static int copy_chunks(struct blob_copy *c, struct err *err)
-{
-    // A clone shares the extents: all bytes arrive at once.
-    bool cloned = c->size && ioctl(c->out, FICLONE, c->in) == 0;
-    char *buf = NULL;
+    int out = arriving_fd(c->file);
+    // A clone shares the extents: all bytes are there at once.
+    bool cloned = c->size && ioctl(out, FICLONE, c->in) == 0;
+    if (cloned)
+        arriving_set_in_place(c->file);
     int rc = 0;
     for (uint64_t at = 0; !rc && at < c->size;) {
-        size_t n = c->size - at < CHUNK_BYTES ? (size_t)(c->size - at) : CHUNK_BYTES;
-        if (!cloned && !buf) {
-            rc = chunk_in_kernel(c, (off_t)at, n, err);
-            if (rc == 1)
-                rc = (buf = sys_malloc(CHUNK_BYTES))
-                         ? 0
-                         : err_set(err, ERR_NO_MEMORY, "%s: no memory to copy it", c->from);
-        }
-        if (!rc && buf)
-            rc = chunk_by_hand(c, buf, (off_t)at, n, err);
+        size_t n = 0;
+        rc = read_block(c, cloned ? out : c->in, at, &n, err);
         if (!rc && c->on_bytes && (rc = c->on_bytes(c->arg, n)) != 0)
             err_set(err, rc, "%s: interrupted", c->from);
-        if (!rc) {
-            at += n;
-            sys_start_writeback(c->out, (off_t)(at - n), (off_t)n);
-            publish_progress(c, at, 0);
-        }
+        at += n;
     }
-    sys_free(buf);
-    return rc;
+    return rc ? rc : arriving_finish(c->file, &c->digest, err);
 }
 
 static void *copier_main(void *arg)
 {
     struct blob_copy *c = arg;
-    struct err err = {0};
-    int rc = copy_chunks(c, &err);
-    if (rc) {
-        c->copy_err = err;
-        publish_progress(c, c->arrived, rc);
-    }
-    return NULL;
-}
-
-int blob_copy_wait(struct blob_copy *c, uint64_t bytes, struct err *err)
-{
-    if (bytes > c->size)
-        bytes = c->size;
-    pthread_mutex_lock(&c->mutex);
-    while (c->arrived < bytes && !c->failed)
-        pthread_cond_wait(&c->changed, &c->mutex);
-    bool there = c->arrived >= bytes;
-    pthread_mutex_unlock(&c->mutex);
-    return there ? 0 : err_set(err, c->copy_err.code, "%s", c->copy_err.msg);
-}
-
-static int hash_copy(struct blob_copy *c, struct err *err)
-{
-    struct digest_state *d;
-    int rc = digest_open(&d, err);
-    for (uint64_t at = 0; !rc && at < c->size;) {
-        size_t n = c->size - at < CHUNK_BYTES ? (size_t)(c->size - at) : CHUNK_BYTES;
-        rc = blob_copy_wait(c, at + n, err);
-        if (!rc)
-            rc = digest_update(d, c->map + at, n, err);
-        at += n;
-    }
-    if (!rc)
-        rc = digest_final(d, &c->digest, err);
-    digest_free(d);
-    return rc;
-}
-
-static void *hasher_main(void *arg)
-{
-    struct blob_copy *c = arg;
-    c->hash_rc = hash_copy(c, &c->hash_err);
+    c->rc = copy_blocks(c, &c->err);
     return NULL;
 }
 
@@ -179,36 +99,6 @@ static int open_source(struct blob_copy *c, struct err *err)
     return 0;
 }
 
-static int open_target(struct blob_copy *c, struct err *err)
-{
-    c->out = sys_open(c->to, O_RDWR | O_CREAT | O_EXCL, 0666);
-    if (c->out < 0)
-        return err_set_errno(err, errno, "%s: cannot create", c->to);
-    if (c->size == 0)
-        return 0;
-    if (sys_ftruncate(c->out, (off_t)c->size) != 0)
-        return err_set_errno(err, errno, "%s: cannot make it %llu bytes long", c->to,
-                             (unsigned long long)c->size);
-    c->map = sys_mmap_read(c->out, c->size);
-    return c->map ? 0 : err_set_errno(err, errno, "%s: cannot map", c->to);
-}
-
-static int start(struct blob_copy *c, struct err *err)
-{
-    int rc = open_source(c, err);
-    if (!rc)
-        rc = open_target(c, err);
-    if (rc)
-        return rc;
-    int errno_value = pthread_create(&c->copier, NULL, copier_main, c);
-    c->copier_runs = errno_value == 0;
-    if (!errno_value) {
-        errno_value = pthread_create(&c->hasher, NULL, hasher_main, c);
-        c->hasher_runs = errno_value == 0;
-    }
-    return errno_value ? err_set_errno(err, errno_value, "%s: cannot start a thread", c->from) : 0;
-}
-
 int blob_copy_open(struct blob_copy **out, const char *from, const char *to,
                    int (*on_bytes)(void *arg, uint64_t bytes), void *arg, struct err *err)
 {
@@ -216,18 +106,22 @@ int blob_copy_open(struct blob_copy **out, const char *from, const char *to,
     struct blob_copy *c = sys_calloc(1, sizeof *c);
     if (!c)
         return err_set(err, ERR_NO_MEMORY, "%s: no memory", from);
-    c->in = c->out = -1;
+    c->in = -1;
     c->on_bytes = on_bytes;
     c->arg = arg;
-    pthread_mutex_init(&c->mutex, NULL);
-    pthread_cond_init(&c->changed, NULL);
     c->from = sys_strdup(from);
     c->to = sys_strdup(to);
-    int rc = c->from && c->to ? start(c, err) : err_set(err, ERR_NO_MEMORY, "%s: no memory", from);
+    int rc =
+        c->from && c->to ? open_source(c, err) : err_set(err, ERR_NO_MEMORY, "%s: no memory", from);
+    if (!rc)
+        rc = arriving_open(&c->file, to, c->size, c->from, err);
     if (rc) {
         blob_copy_free(c);
         return rc;
     }
+    c->runs = c->size >= BESIDE_BYTES && pthread_create(&c->copier, NULL, copier_main, c) == 0;
+    if (!c->runs)
+        copier_main(c);
     *out = c;
     return 0;
 }
@@ -237,43 +131,41 @@ uint64_t blob_copy_size(const struct blob_copy *c)
     return c->size;
 }
 
-static void join(struct blob_copy *c)
+/* Files and blocks of a copy that has ended are given back at once: a checkpoint has many. */
+static void end_copy(struct blob_copy *c)
 {
-    if (c->copier_runs)
+    if (c->runs)
         pthread_join(c->copier, NULL);
-    if (c->hasher_runs)
-        pthread_join(c->hasher, NULL);
-    c->copier_runs = c->hasher_runs = false;
+    c->runs = false;
+    if (c->file && !c->weights)
+        c->weights = arriving_take_weights(c->file);
+    arriving_free(c->file);
+    c->file = NULL;
+    if (c->in >= 0)
+        sys_close(c->in);
+    c->in = -1;
 }
 
 int blob_copy_finish(struct blob_copy *c, struct digest *digest, struct err *err)
 {
-    join(c);
-    if (c->copy_err.code)
-        return err_set(err, c->copy_err.code, "%s", c->copy_err.msg);
-    if (c->hash_rc)
-        return err_set(err, c->hash_rc, "%s", c->hash_err.msg);
-    if (sys_fchmod(c->out, 0444) != 0)
-        return err_set_errno(err, errno, "%s: cannot make it read-only", c->to);
-    if (sys_fsync(c->out) != 0)
-        return err_set_errno(err, errno, "%s: cannot sync", c->to);
+    end_copy(c);
+    if (c->rc)
+        return err_set(err, c->rc, "%s", c->err.msg);
     *digest = c->digest;
     return 0;
+}
+
+const struct safetensors_stream *blob_copy_weights(const struct blob_copy *c)
+{
+    return c->weights;
 }
 
 void blob_copy_free(struct blob_copy *c)
 {
     if (!c)
         return;
-    join(c);
-    if (c->map)
-        sys_munmap((void *)c->map, c->size);
-    if (c->in >= 0)
-        sys_close(c->in);
-    if (c->out >= 0)
-        sys_close(c->out);
-    pthread_mutex_destroy(&c->mutex);
-    pthread_cond_destroy(&c->changed);
+    end_copy(c);
+    safetensors_stream_free(c->weights);
     sys_free(c->from);
     sys_free(c->to);
     sys_free(c);

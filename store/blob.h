@@ -1,11 +1,12 @@
 /*
  * blob: the files of a store by the sha256 of their bytes, blobs/sha256/ab/<hex>, read-only.
- * Knows nothing of what is in them. What is hashed is always the store's own copy, never the source
- * that somebody may be writing to.
+ * What is hashed is always what the store's own copy holds, never the source that somebody may be
+ * writing to.
  */
 #ifndef STORE_BLOB_H
 #define STORE_BLOB_H
 
+#include "libcore/format/safetensors_stream.h"
 #include "store/store_impl.h"
 
 /* blobs/sha256/ab/<hex> as an absolute path; NULL when memory is out. */
@@ -17,17 +18,17 @@ struct blob_copy;
 
 /*
  * Starts copying `from` (links followed) to the new file `to` (in a work folder) on a thread of its
- * own, and hashing the copy on another; returns at once. on_bytes (or NULL) hears from the copying
- * thread; a non-zero return ends the copy with that code.
- * Free with blob_copy_free(), which waits for both threads.
+ * own, and hashing what is written on another; returns at once (a small file is there by then).
+ * on_bytes (or NULL) hears from the copying thread; a non-zero return ends the copy with that code.
+ * Free with blob_copy_free(), which waits for the threads.
  */
 int blob_copy_open(struct blob_copy **out, const char *from, const char *to,
                    int (*on_bytes)(void *arg, uint64_t bytes), void *arg, struct err *err);
 uint64_t blob_copy_size(const struct blob_copy *c); // bytes of the source when it was opened
-/* Waits until the first `bytes` bytes of `to` are there (UINT64_MAX: all). */
-int blob_copy_wait(struct blob_copy *c, uint64_t bytes, struct err *err);
-/* Waits for the digest and syncs the file, which is read-only then. */
+/* Waits until the file is whole, hashed, read-only and synced. May be called again. */
 int blob_copy_finish(struct blob_copy *c, struct digest *digest, struct err *err);
+/* After blob_copy_finish(): what was learnt of its tensors; borrowed. */
+const struct safetensors_stream *blob_copy_weights(const struct blob_copy *c);
 void blob_copy_free(struct blob_copy *c);
 
 /* ---- in the store, under its lock ---- */

@@ -9,6 +9,7 @@
 #include "libcore/base/sys.h"
 #include "libcore/format/checkpoint.h"
 #include "libcore/format/adapter_file.h"
+#include "libcore/format/pickle_tensors.h"
 #include "store/archive.h"
 #include "store/import_impl.h"
 
@@ -184,8 +185,9 @@ int import_files_open(struct import_files *f, size_t n, struct err *err)
     f->copies = sys_calloc(n, sizeof *f->copies);
     f->names = sys_calloc(n, sizeof *f->names);
     f->sizes = sys_calloc(n, sizeof *f->sizes);
+    f->weights = sys_calloc(n, sizeof *f->weights);
     f->published = sys_calloc(n, sizeof *f->published);
-    if (!f->copies || !f->names || !f->sizes || !f->published)
+    if (!f->copies || !f->names || !f->sizes || !f->weights || !f->published)
         return err_set(err, ERR_NO_MEMORY, "no memory for %zu files", n);
     return 0;
 }
@@ -203,6 +205,7 @@ void import_files_release(struct import_files *f)
     sys_free(f->copies);
     sys_free(f->names);
     sys_free(f->sizes);
+    sys_free(f->weights);
     sys_free(f->published);
     *f = (struct import_files){0};
 }
@@ -234,6 +237,56 @@ int import_files_arrived(struct import_files *f, size_t i, const char *tmp, cons
                : err_set(err, ERR_NO_MEMORY, "%s: no memory", name);
 }
 
+int import_files_wait(struct import_files *f, struct err *err)
+{
+    struct digest d;
+    int rc = 0;
+    for (size_t i = 0; !rc && i < f->n; i++) {
+        if (!f->copies[i])
+            continue;
+        rc = blob_copy_finish(f->copies[i], &d, err);
+        f->weights[i] = blob_copy_weights(f->copies[i]);
+    }
+    return rc;
+}
+
+static const struct safetensors_part *find_part(const struct import_files *f,
+                                                const struct adapter_tensor *t)
+{
+    for (size_t i = 0; i < f->n; i++) {
+        const struct safetensors_part *p = safetensors_stream_find(f->weights[i], t->name);
+        // Two files may have a tensor of that name: then neither is taken.
+        for (size_t k = i + 1; p && k < f->n; k++) {
+            if (safetensors_stream_find(f->weights[k], t->name))
+                return NULL;
+        }
+        if (p)
+            return p;
+    }
+    return NULL;
+}
+
+bool import_files_know(const struct import_files *f, struct adapter *a)
+{
+    // Other formats are brought into PEFT's names and shapes: their bytes are others.
+    if (strcmp(a->format, "peft") != 0)
+        return false;
+    for (size_t i = 0; i < f->n; i++) {
+        if (pickle_tensors_name(f->names[i])) // the tensors may be its
+            return false;
+    }
+    for (size_t i = 0; i < a->n_tensors; i++) {
+        struct adapter_tensor *t = &a->tensors[i];
+        const struct safetensors_part *p = find_part(f, t);
+        if (!p || !p->finite || p->entry->value.dtype != t->value.dtype ||
+            !tensor_same_shape(&p->entry->value, &t->value))
+            return false;
+        t->payload = p->payload;
+        t->payload_known = true;
+    }
+    return true;
+}
+
 int import_files_finish(struct import_files *f, size_t i, json_t *manifest, uint64_t *bytes,
                         struct err *err)
 {
@@ -249,7 +302,5 @@ int import_files_finish(struct import_files *f, size_t i, json_t *manifest, uint
     digest_hex(&d, f->published[i].digest);
     uint64_t size = blob_copy_size(f->copies[i]);
     *bytes += size;
-    blob_copy_free(f->copies[i]);
-    f->copies[i] = NULL;
     return manifest_add_file(manifest, f->names[i], f->published[i].digest, size, 0, err);
 }

@@ -6,7 +6,6 @@
 #include "libcore/base/sys.h"
 #include "libcore/format/adapter_file.h"
 #include "store/import_impl.h"
-#include "store/object.h"
 
 struct job {
     struct store *s;
@@ -281,15 +280,19 @@ static int make_manifest(struct job *j, const struct adapter *a, json_t **out, s
     return rc || !j->arrived ? rc : keep_record(j, *out, err);
 }
 
-/* Content that the store has already may have been spoiled there since: then it is put again. */
+/* Content that the store has already may have been spoiled there since: then it is put again. Read
+ * file by file: nothing is mapped. */
 static bool stored_copy_is_spoiled(struct store *s, const char *id)
 {
     json_t *m;
+    bool spoiled = false;
     if (manifest_read(s, id, &m, NULL) != 0)
         return false;
-    struct adapter *a = NULL;
-    bool spoiled = object_read_adapter(s, m, 0, &a, NULL) == ERR_CORRUPT;
-    adapter_free(a);
+    for (size_t i = 0; !spoiled && i < manifest_n_files(m); i++) {
+        struct manifest_file f;
+        spoiled = manifest_file_at(m, i, &f, NULL) != 0 ||
+                  blob_check(s, f.digest, f.size, BLOB_CHECK_DIGEST, NULL) == ERR_CORRUPT;
+    }
     json_decref(m);
     return spoiled;
 }
@@ -319,17 +322,28 @@ static int publish_files(struct job *j, const struct adapter *a, struct import_f
     return rc;
 }
 
+/* An adapter whose files lie in the work folder, with its content id. What was learnt of the
+ * tensors while they came is used; where it does not suffice all values are read. */
+static int read_arrived(struct job *j, const char *folder, const struct import_files *f,
+                        struct adapter **a, struct err *err)
+{
+    int rc = read_adapter(j, folder, true, a, err);
+    if (!rc && !import_files_know(f, *a)) {
+        adapter_free(*a);
+        rc = read_adapter(j, folder, false, a, err);
+    }
+    return rc;
+}
+
 /* The copy in the work folder is what is looked at, hashed and kept: whatever happens to the source
  * meanwhile. */
 static int read_copy(struct job *j, const char *work_folder, struct import_files *f,
                      struct err *err)
 {
-    int rc = 0;
-    for (size_t i = 0; !rc && i < f->n; i++)
-        rc = blob_copy_wait(f->copies[i], UINT64_MAX, err);
+    int rc = import_files_wait(f, err);
     struct adapter *a = NULL;
     if (!rc)
-        rc = read_adapter(j, work_folder, false, &a, err);
+        rc = read_arrived(j, work_folder, f, &a, err);
     if (!rc)
         rc = content_id_compute(a, 0, err);
     if (!rc && a->warnings && json_array_size(a->warnings))
@@ -423,7 +437,7 @@ int import_adapter_arrived(struct store *s, const struct import_arrived *in,
     out->kind = STORE_ADAPTER;
     out->n_files = (uint32_t)in->files->n;
     out->warnings = json_array();
-    int rc = out->warnings ? read_adapter(&j, in->folder, false, &a, err)
+    int rc = out->warnings ? read_arrived(&j, in->folder, in->files, &a, err)
                            : err_set(err, ERR_NO_MEMORY, "%s: no memory", in->where);
     if (!rc)
         rc = set_name(&j, a, err);

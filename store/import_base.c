@@ -1,4 +1,4 @@
-#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -50,14 +50,11 @@ static int make_manifest(const struct job *j, json_t **out, struct err *err)
     return *out ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
 }
 
-static int add_tensor(json_t *list, const struct safetensors_entry *e, struct err *err)
+static int add_tensor(json_t *list, const struct safetensors_entry *e, const struct digest *d,
+                      struct err *err)
 {
-    struct digest d;
     char hex[DIGEST_HEX_CHARS + 1];
-    int rc = digest_buffer(e->value.data, e->end - e->begin, &d, err);
-    if (rc)
-        return rc;
-    digest_hex(&d, hex);
+    digest_hex(d, hex);
     json_t *shape = manifest_shape(&e->value);
     json_t *row = json_pack("{s:s,s:s,s:o,s:s}", "name", e->name, "dtype",
                             dtype_name(e->value.dtype), "shape", shape, "sha256", hex);
@@ -66,113 +63,160 @@ static int add_tensor(json_t *list, const struct safetensors_entry *e, struct er
                : err_set(err, ERR_NO_MEMORY, "%s: no memory", e->name);
 }
 
+/* The tensors of a shard, as they were hashed when its bytes were read; of one whose header was too
+ * long for that, now. */
+static int add_tensors(json_t *list, const struct safetensors_stream *known, const char *path,
+                       struct err *err)
+{
+    size_t n;
+    const struct safetensors_part *parts = safetensors_stream_parts(known, &n);
+    for (size_t i = 0; i < n; i++) {
+        int rc = add_tensor(list, parts[i].entry, &parts[i].payload, err);
+        if (rc)
+            return rc;
+    }
+    struct safetensors *s;
+    int rc = parts ? 0 : safetensors_open(&s, path, 0, err);
+    if (rc || parts)
+        return rc;
+    for (size_t i = 0; !rc && i < safetensors_count(s); i++) {
+        const struct safetensors_entry *e = safetensors_at(s, i);
+        struct digest d;
+        rc = digest_buffer(e->value.data, e->end - e->begin, &d, err);
+        if (!rc)
+            rc = add_tensor(list, e, &d, err);
+    }
+    safetensors_free(s);
+    return rc;
+}
+
 // ---- by reference ------------------------------------------------------------------------------
 
-/* File digests, on a thread of their own beside the tensors'. */
-struct file_digests {
-    const struct job *job;
-    char (*hex)[DIGEST_HEX_CHARS + 1]; // one a file of the checkpoint
-    struct err err;
-    int rc;
-};
-
-static int hash_file(const struct job *j, const char *name, char hex[DIGEST_HEX_CHARS + 1],
+static int hash_file(const struct job *j, size_t i, char hex[DIGEST_HEX_CHARS + 1], json_t *tensors,
                      struct err *err)
 {
+    const struct checkpoint_file *f = checkpoint_file_at(j->ckpt, i);
+    struct safetensors_stream *known = NULL;
     struct digest d;
-    char *path = file_join(j->base->folder, name);
-    int rc = path ? digest_file(path, &d, NULL, err)
-                  : err_set(err, ERR_NO_MEMORY, "%s: no memory", name);
-    sys_free(path);
+    char *path = file_join(j->base->folder, f->name);
+    int rc = path ? safetensors_stream_file(&known, path, &d, err)
+                  : err_set(err, ERR_NO_MEMORY, "%s: no memory", f->name);
     if (!rc)
         digest_hex(&d, hex);
+    if (!rc && f->weights)
+        rc = add_tensors(tensors, known, path, err);
+    if (!rc && j->opt->on_bytes && j->opt->on_bytes(j->opt->on_bytes_arg, f->size) != 0)
+        rc = err_set(err, ERR_INTERRUPTED, "%s: interrupted", j->path);
+    safetensors_stream_free(known);
+    sys_free(path);
     return rc;
 }
 
-static void *hash_files(void *arg)
+/* Files, several at once. */
+struct hash_job {
+    const struct job *job;
+    char (*hex)[DIGEST_HEX_CHARS + 1]; // one a file of the checkpoint
+    json_t **tensors;                  // one a file: which thread ends first is not to be seen
+    struct err *errs;                  // one a thread
+    size_t n;
+    atomic_size_t next; // file that nobody has in hand
+};
+
+static void hash_some(void *arg, size_t begin, size_t end, unsigned thread_idx)
 {
-    struct file_digests *d = arg;
-    const struct job *j = d->job;
-    for (size_t i = 0; !d->rc && i < checkpoint_n_files(j->ckpt); i++) {
-        const struct checkpoint_file *f = checkpoint_file_at(j->ckpt, i);
-        d->rc = hash_file(j, f->name, d->hex[i], &d->err);
-        if (!d->rc && j->opt->on_bytes && j->opt->on_bytes(j->opt->on_bytes_arg, f->size) != 0)
-            d->rc = err_set(&d->err, ERR_INTERRUPTED, "%s: interrupted", j->path);
+    struct hash_job *h = arg;
+    struct err *err = &h->errs[thread_idx];
+    (void)begin, (void)end; // files differ in size: whoever is free takes the next
+    for (size_t i; !err->code && (i = atomic_fetch_add(&h->next, 1)) < h->n;) {
+        h->tensors[i] = json_array();
+        if (!h->tensors[i])
+            err_set(err, ERR_NO_MEMORY, "%s: no memory", h->job->path);
+        else
+            hash_file(h->job, i, h->hex[i], h->tensors[i], err);
     }
-    return NULL;
 }
 
-static int hash_tensors(const struct job *j, json_t *manifest, struct err *err)
+static int join_tensors(const struct hash_job *h, size_t n, json_t *manifest, struct err *err)
 {
-    json_t *tensors = json_array();
-    int rc = tensors ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
-    for (size_t i = 0; !rc && i < checkpoint_n_shards(j->ckpt); i++) {
-        const struct safetensors *s = checkpoint_shard(j->ckpt, i);
-        for (size_t t = 0; !rc && t < safetensors_count(s); t++)
-            rc = add_tensor(tensors, safetensors_at(s, t), err);
-    }
+    json_t *all = json_array();
+    bool failed = !all;
+    for (size_t i = 0; !failed && i < n; i++)
+        failed = json_array_extend(all, h->tensors[i]) != 0;
+    if (!failed)
+        failed = json_object_set(manifest, "tensors", all) != 0;
+    json_decref(all);
+    return failed ? err_set(err, ERR_NO_MEMORY, "%s: no memory", h->job->path) : 0;
+}
+
+static int hash_all(const struct job *j, json_t *manifest, char (*hex)[DIGEST_HEX_CHARS + 1],
+                    struct err *err)
+{
+    size_t n = checkpoint_n_files(j->ckpt);
+    struct worker_pool *pool;
+    int rc = worker_pool_open(&pool, 0, err);
+    if (rc)
+        return rc;
+    unsigned n_threads = worker_pool_size(pool);
+    struct hash_job h = {.job = j,
+                         .hex = hex,
+                         .tensors = sys_calloc(n, sizeof *h.tensors),
+                         .errs = sys_calloc(n_threads, sizeof *h.errs),
+                         .n = n};
+    if (!h.tensors || !h.errs)
+        rc = err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+    else
+        worker_pool_run(pool, n_threads, 1, hash_some, &h);
+    worker_pool_free(pool);
+    for (unsigned i = 0; h.errs && i < n_threads && !rc; i++)
+        rc = h.errs[i].code ? err_set(err, h.errs[i].code, "%s", h.errs[i].msg) : 0;
     if (!rc)
-        json_object_set(manifest, "tensors", tensors);
-    json_decref(tensors);
+        rc = join_tensors(&h, n, manifest, err);
+    for (size_t i = 0; h.tensors && i < n; i++)
+        json_decref(h.tensors[i]);
+    sys_free(h.tensors);
+    sys_free(h.errs);
     return rc;
-}
-
-static int hash_all(const struct job *j, json_t *manifest, struct file_digests *d, struct err *err)
-{
-    pthread_t thread;
-    int errno_value = pthread_create(&thread, NULL, hash_files, d);
-    if (errno_value)
-        return err_set_errno(err, errno_value, "%s: cannot start a thread", j->path);
-    int rc = hash_tensors(j, manifest, err);
-    pthread_join(thread, NULL);
-    return rc ? rc : d->rc ? err_set(err, d->rc, "%s", d->err.msg) : 0;
 }
 
 static int add_references(const struct job *j, json_t *manifest, struct err *err)
 {
     size_t n = checkpoint_n_files(j->ckpt);
-    struct file_digests d = {.job = j, .hex = sys_calloc(n, sizeof *d.hex)};
-    int rc = d.hex ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+    char(*hex)[DIGEST_HEX_CHARS + 1] = sys_calloc(n, sizeof *hex);
+    int rc = hex ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
     if (!rc && j->opt->deep)
-        rc = hash_all(j, manifest, &d, err);
+        rc = hash_all(j, manifest, hex, err);
     for (size_t i = 0; !rc && i < n; i++) {
         const struct checkpoint_file *f = checkpoint_file_at(j->ckpt, i);
         j->out->bytes += f->size;
-        rc = manifest_add_file(manifest, f->name, d.hex[i], f->size, f->mtime_ns, err);
+        rc = manifest_add_file(manifest, f->name, hex[i], f->size, f->mtime_ns, err);
     }
-    sys_free(d.hex);
+    sys_free(hex);
     return rc;
 }
 
 // ---- as a copy ---------------------------------------------------------------------------------
 
-/* Hashes each tensor of a shard's copy when its bytes have arrived. */
-static int hash_shard(struct blob_copy *c, const char *path, json_t *tensors, struct err *err)
-{
-    struct safetensors *s;
-    int rc = blob_copy_wait(c, UINT64_MAX, err);
-    if (!rc)
-        rc = safetensors_open(&s, path, 0, err);
-    if (rc)
-        return rc;
-    for (size_t i = 0; !rc && i < safetensors_count(s); i++)
-        rc = add_tensor(tensors, safetensors_at(s, i), err);
-    safetensors_free(s);
-    return rc;
-}
-
-static int copy_file(const struct job *j, struct import_files *f, size_t i, const char *work_folder,
-                     json_t *manifest, json_t *tensors, struct err *err)
+static int start_file(const struct job *j, struct import_files *f, size_t i,
+                      const char *work_folder, struct err *err)
 {
     const struct checkpoint_file *file = checkpoint_file_at(j->ckpt, i);
     char *from = file_join(j->base->folder, file->name);
     int rc = from ? import_files_start(f, i, from, work_folder, file->name, j->opt, err)
                   : err_set(err, ERR_NO_MEMORY, "%s: no memory", file->name);
-    if (!rc && file->weights)
-        rc = hash_shard(f->copies[i], f->published[i].tmp, tensors, err);
+    sys_free(from);
+    return rc;
+}
+
+/* The next file is begun before this one is waited for: its bytes come while the last of this one's
+ * are hashed and synced. */
+static int copy_file(const struct job *j, struct import_files *f, size_t i, const char *work_folder,
+                     json_t *manifest, json_t *tensors, struct err *err)
+{
+    int rc = i + 1 < f->n ? start_file(j, f, i + 1, work_folder, err) : 0;
     if (!rc)
         rc = import_files_finish(f, i, manifest, &j->out->bytes, err);
-    sys_free(from);
+    if (!rc && checkpoint_file_at(j->ckpt, i)->weights)
+        rc = add_tensors(tensors, blob_copy_weights(f->copies[i]), f->published[i].tmp, err);
     return rc;
 }
 
@@ -194,6 +238,8 @@ static int copy_files(const struct job *j, struct import_files *f, const char *w
     json_t *tensors = json_array();
     int rc = tensors ? import_files_open(f, checkpoint_n_files(j->ckpt), err)
                      : err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+    if (!rc && f->n)
+        rc = start_file(j, f, 0, work_folder, err);
     for (size_t i = 0; !rc && i < f->n; i++)
         rc = copy_file(j, f, i, work_folder, manifest, tensors, err);
     if (!rc)

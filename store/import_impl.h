@@ -19,7 +19,8 @@ struct import_files {
     size_t n;
     struct blob_copy **copies; // NULL: its digest and size are known, nothing is to be waited for
     char **names;
-    uint64_t *sizes; // of those
+    uint64_t *sizes;                           // of those
+    const struct safetensors_stream **weights; // borrowed: what was learnt of each; NULL: nothing
     struct publish_file *published;
 };
 int import_files_open(struct import_files *f, size_t n, struct err *err);
@@ -30,6 +31,12 @@ int import_files_start(struct import_files *f, size_t i, const char *from, const
 /* File i lies at `tmp`, complete and synced; tmp NULL: the store has it, or will by then. */
 int import_files_arrived(struct import_files *f, size_t i, const char *tmp, const char *name,
                          const char *digest, uint64_t size, struct err *err);
+/* Waits for all copies. */
+int import_files_wait(struct import_files *f, struct err *err);
+/* Gives the adapter the digests of its tensors that were computed while its bytes came, so that
+ * they are not read once more. false: they are not known, or a value is no number; then whoever
+ * reads the adapter has to look at them. */
+bool import_files_know(const struct import_files *f, struct adapter *a);
 /* Waits for file i and adds it to the manifest. */
 int import_files_finish(struct import_files *f, size_t i, json_t *manifest, uint64_t *bytes,
                         struct err *err);

@@ -131,6 +131,7 @@ static int fill_files(const struct landed *a, struct import_files *f, struct err
         const struct arrival *from = a->files[i].arrival;
         rc = import_files_arrived(f, i, file_exists(from->path) ? from->path : NULL,
                                   a->files[i].name, from->digest, from->size, err);
+        f->weights[i] = from->weights;
     }
     return rc;
 }

@@ -54,6 +54,7 @@ static int take_entry(struct landing *l, struct archive_in *in, const struct arc
         rc = arriving_finish(file, &d, err);
     if (!rc) {
         a->size = e->size;
+        a->weights = arriving_take_weights(file);
         digest_hex(&d, a->digest);
         // A blob of a layout is called by its digest: told at once, before the rest is read.
         const char *name = a->name + strlen(BLOBS);
@@ -331,19 +332,18 @@ static int blob_of_archive(void *arg, const char *digest, uint64_t size, const c
 static int copy_blob(struct landing *l, int in, struct arriving *to, uint64_t size,
                      const char *from, struct err *err)
 {
-    enum { STEP_BYTES = 1 << 20 };
-    char *buf = sys_malloc(STEP_BYTES);
-    int rc = buf ? 0 : no_memory(l, err);
+    int rc = 0;
     for (uint64_t at = 0; !rc && at < size;) {
-        size_t n = size - at < STEP_BYTES ? (size_t)(size - at) : STEP_BYTES;
-        rc = file_pread_all(in, buf, n, at, from, err);
+        size_t room;
+        void *slot = arriving_slot(to, &room);
+        size_t n = size - at < room ? (size_t)(size - at) : room;
+        rc = file_pread_all(in, slot, n, at, from, err);
         if (!rc)
-            rc = arriving_write(to, buf, n, err);
+            rc = arriving_filled(to, n, err);
         if (!rc && l->opt->on_bytes && (rc = l->opt->on_bytes(l->opt->on_bytes_arg, n)) != 0)
             err_set(err, rc, "%s: interrupted", from);
         at += n;
     }
-    sys_free(buf);
     return rc;
 }
 
@@ -373,6 +373,7 @@ static int fetch_blob(struct landing *l, const char *from, const char *digest, u
         rc = arriving_finish(to, &d, err);
     if (!rc) {
         a->size = size;
+        a->weights = arriving_take_weights(to);
         digest_hex(&d, a->digest);
         if (strcmp(a->digest, digest) != 0)
             rc = err_set(err, ERR_CORRUPT, "%s: its digest is %.12s", from, a->digest);

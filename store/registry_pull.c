@@ -156,14 +156,23 @@ static void count(struct pull *p, size_t *counter, uint64_t bytes)
 }
 
 /* A link to the store's own blob; false when it has none, or a spoiled one. */
-static bool link_own(struct pull *p, const struct arrival *a)
+static bool link_own(struct pull *p, struct arrival *a)
 {
     if (!p->l->s || p->l->opt->dry_run ||
-        blob_check(p->l->s, a->digest, a->size, BLOB_CHECK_DIGEST, NULL) != 0)
+        blob_check(p->l->s, a->digest, a->size, BLOB_CHECK_SIZE, NULL) != 0)
         return false;
-    char *blob = blob_path(p->l->s, a->digest, NULL);
-    bool linked = blob && sys_link(blob, a->path) == 0;
+    char *blob = blob_path(p->l->s, a->digest, NULL), hex[DIGEST_HEX_CHARS + 1];
+    struct digest d;
+    bool linked = blob && safetensors_stream_file(&a->weights, blob, &d, NULL) == 0;
+    if (linked) {
+        digest_hex(&d, hex);
+        linked = strcmp(hex, a->digest) == 0 && sys_link(blob, a->path) == 0;
+    }
     sys_free(blob);
+    if (!linked) {
+        safetensors_stream_free(a->weights);
+        a->weights = NULL;
+    }
     return linked;
 }
 
@@ -242,7 +251,7 @@ static int download(struct pull *p, struct connection *c, const struct arrival *
 static int fetch_blob(void *arg, struct connection *c, size_t i, struct err *err)
 {
     struct pull *p = arg;
-    const struct arrival *a = &p->l->files.items[p->fetches[i].idx];
+    struct arrival *a = &p->l->files.items[p->fetches[i].idx];
     struct arriving *to = NULL;
     struct digest d;
     char hex[DIGEST_HEX_CHARS + 1];
@@ -255,6 +264,8 @@ static int fetch_blob(void *arg, struct connection *c, size_t i, struct err *err
         rc = download(p, c, a, to, err);
     if (!rc)
         rc = arriving_finish(to, &d, err);
+    if (!rc)
+        a->weights = arriving_take_weights(to);
     arriving_free(to);
     if (rc)
         return rc;

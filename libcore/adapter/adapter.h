@@ -66,6 +66,7 @@ struct adapter_tensor {
     const char *name; // the file's own name
     struct tensor value;
     struct digest payload; // sha256 of its bytes; zero until content_id_compute() ran
+    bool payload_known;    // it was set by who saw the bytes go by: not to be hashed again
 };
 
 struct adapter {

@@ -24,7 +24,8 @@ static void hash_range(void *arg, size_t begin, size_t end, unsigned thread_idx)
     struct err *err = &job->errs[thread_idx];
     for (size_t i = begin; i < end && !err->code; i++) {
         struct adapter_tensor *t = &job->a->tensors[i];
-        digest_buffer(t->value.data, tensor_n_bytes(&t->value), &t->payload, err);
+        if (!t->payload_known)
+            digest_buffer(t->value.data, tensor_n_bytes(&t->value), &t->payload, err);
     }
 }
 

@@ -8,8 +8,8 @@
 
 #include "libcore/adapter/adapter.h"
 
-/* Hashes every tensor's payload (on up to n_threads threads, 0: all processors) and writes
- * a->content_id. ERR_NO_MEMORY, ERR_FAIL (the digest library). */
+/* Hashes every tensor's payload that is not known yet (on up to n_threads threads, 0: all
+ * processors) and writes a->content_id. ERR_NO_MEMORY, ERR_FAIL (the digest library). */
 int content_id_compute(struct adapter *a, unsigned n_threads, struct err *err);
 
 /* The text that is hashed, for tests and `inspect`; payload digests as content_id_compute() left
