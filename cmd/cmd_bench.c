@@ -1,26 +1,27 @@
 /*
- * lora bench: decode steps, prefill and adapter loads on this machine, with a synthetic base and
- * adapters of a given shape; every line with its bytes, their floor and the ratio to it.
+ * lora bench: decode steps, prefill, single layers, whole requests and adapter loads on this
+ * machine, with a synthetic base and adapters of a given shape; lines with their bytes, their floor
+ * and the ratio to it.
  */
 #include <stdio.h>
 #include <string.h>
 
-#include "cmd/bench/bench.h"
+#include "cmd/bench/bench_report.h"
 #include "cmd/cmd.h"
-#include "cmd/table.h"
 
 static struct {
-    const char *device, *shape, *sequences;
-    int64_t rank, context, adapters, rounds, steps, threads;
+    const char *device, *shape, *sequences, *mix, *ranks, *counts;
+    int64_t rank, context, adapters, rounds, steps, threads, prompt, new_tokens, requests;
     bool no_graphs;
 } o = {.device = "auto",
        .shape = "llama-3.1-8b",
-       .sequences = "1,8,32,64",
+       .counts = "1,4,32,256",
        .rank = 16,
        .context = 512,
        .adapters = 64,
        .rounds = 7,
-       .steps = 20};
+       .steps = 20,
+       .requests = 4};
 
 static const struct option table[] = {
     {.long_name = "device",
@@ -40,6 +41,11 @@ static const struct option table[] = {
      .max = 1024,
      .value_name = "R",
      .help = "Rank of the synthetic adapters, on all linear modules."},
+    {.long_name = "ranks",
+     .type = OPTION_STRING,
+     .value = &o.ranks,
+     .value_name = "LIST",
+     .help = "Mixed ranks instead, dealt over the adapters: 8,16,64."},
     {.long_name = "adapters",
      .type = OPTION_INT,
      .value = &o.adapters,
@@ -47,11 +53,17 @@ static const struct option table[] = {
      .max = BENCH_MAX_SLOTS,
      .value_name = "N",
      .help = "Adapters that are resident, the most that a mix may use."},
+    {.long_name = "mix",
+     .type = OPTION_STRING,
+     .value = &o.mix,
+     .value_name = "LIST",
+     .help = "How rows are spread over adapters: identical, uniform:N, distinct, zipf. Default: "
+             "what fits the size."},
     {.long_name = "sequences",
      .type = OPTION_STRING,
      .value = &o.sequences,
      .value_name = "LIST",
-     .help = "Sequences of a decode step, or tokens of a prefill: 1,8,32."},
+     .help = "Sequences of a decode step, rows of a layer, or tokens of a prefill: 1,8,32."},
     {.long_name = "context",
      .type = OPTION_INT,
      .value = &o.context,
@@ -59,11 +71,37 @@ static const struct option table[] = {
      .max = 1 << 20,
      .value_name = "N",
      .help = "Tokens behind every decoding sequence; the longest sequence of a prefill."},
+    {.long_name = "prompt",
+     .type = OPTION_INT,
+     .value = &o.prompt,
+     .min = 0,
+     .max = 1 << 16,
+     .value_name = "N",
+     .help = "switch, table, offline: tokens of a request's prompt (512; table 128)."},
+    {.long_name = "new",
+     .type = OPTION_INT,
+     .value = &o.new_tokens,
+     .min = 0,
+     .max = 1 << 16,
+     .value_name = "N",
+     .help = "switch, table, offline: tokens that a request gets (64; offline 256)."},
+    {.long_name = "requests",
+     .type = OPTION_INT,
+     .value = &o.requests,
+     .min = 1,
+     .max = 10000,
+     .value_name = "N",
+     .help = "switch, table: requests of a run."},
+    {.long_name = "counts",
+     .type = OPTION_STRING,
+     .value = &o.counts,
+     .value_name = "LIST",
+     .help = "offline: numbers of adapters, beside none."},
     {.long_name = "rounds",
      .type = OPTION_INT,
      .value = &o.rounds,
      .min = 1,
-     .max = 64,
+     .max = BENCH_MAX_ROUNDS,
      .value_name = "N",
      .help = "Interleaved runs; the medians are printed."},
     {.long_name = "steps",
@@ -86,157 +124,98 @@ static const struct option table[] = {
      .help = "Launches kernel by kernel, for comparison."},
     {0}};
 
-enum { MAX_SIZES = 16 };
-
-static int parse_sizes(const char *text, uint32_t *sizes, uint32_t *n, struct err *err)
+static int parse_list(const char *option, const char *text, uint32_t most, uint32_t max,
+                      uint32_t *out, uint32_t *n, struct err *err)
 {
     *n = 0;
     for (const char *p = text; *p;) {
         unsigned v;
         int used;
-        if (*n == MAX_SIZES || sscanf(p, "%u%n", &v, &used) != 1 || v == 0 || v > 65536)
-            return err_set(err, ERR_USAGE, "--sequences %s: want numbers of 1…65536, as 1,8,32",
-                           text);
-        sizes[(*n)++] = v;
+        if (*n == max || sscanf(p, "%u%n", &v, &used) != 1 || v == 0 || v > most)
+            return err_set(err, ERR_USAGE, "--%s %s: want at most %u numbers of 1…%u, as 1,8,32",
+                           option, text, max, most);
+        out[(*n)++] = v;
         p += used + (p[used] == ',');
         if (p[-1] != ',' && *p)
-            return err_set(err, ERR_USAGE, "--sequences %s: want numbers, as 1,8,32", text);
+            return err_set(err, ERR_USAGE, "--%s %s: want numbers, as 1,8,32", option, text);
     }
-    return *n ? 0 : err_set(err, ERR_USAGE, "--sequences is empty");
+    return *n ? 0 : err_set(err, ERR_USAGE, "--%s is empty", option);
 }
 
-/* The mixes that n rows can have: none, one, four, all different. */
-static uint32_t list_mixes(struct bench_mix *mixes, uint32_t n)
-{
-    uint32_t most = n < (uint32_t)o.adapters ? n : (uint32_t)o.adapters, count = 0;
-    mixes[count++] = (struct bench_mix){"none", 0};
-    mixes[count++] = (struct bench_mix){"one", 1};
-    if (most > 4)
-        mixes[count++] = (struct bench_mix){"four", 4};
-    if (most > 1)
-        mixes[count++] = (struct bench_mix){"distinct", most};
-    return count;
-}
+/* The words of bench, with what each measures if it is not told. */
+static const struct word {
+    const char *name;
+    int (*report)(struct bench_request *q, struct err *err);
+    const char *sizes;
+    uint32_t prompt, new_tokens;
+} words[] = {
+    {"table", bench_report_table, "32", 128, 64},
+    {"decode", bench_report_decode, "1,8,32,64", 0, 0},
+    {"prefill", bench_report_prefill, "2048", 0, 0},
+    {"layer", bench_report_layer, "1,8,32,64", 0, 0},
+    {"load", bench_report_load, "1", 0, 0},
+    {"switch", bench_report_switch, "1", 512, 64},
+    {"offline", bench_report_offline, "256", 512, 256},
+};
 
-static json_t *print_line(const struct bench_model *b, bool prefill, uint32_t n,
-                          const struct bench_mix *mix, double seconds, double ratio,
-                          struct table *t)
+static int fill_request(struct bench_request *q, const struct word *w, bool json, struct err *err)
 {
-    double floor = prefill ? 0 : bench_floor(b, mix->n_adapters, (uint64_t)n * (uint64_t)o.context);
-    char cells[8][32];
-    snprintf(cells[0], sizeof cells[0], "%u", n);
-    snprintf(cells[1], sizeof cells[1], "%s", mix->name);
-    snprintf(cells[2], sizeof cells[2], "%u", mix->n_adapters);
-    snprintf(cells[3], sizeof cells[3], "%.3f", seconds * 1e3);
-    snprintf(cells[4], sizeof cells[4], "%.0f", n / seconds);
-    snprintf(cells[5], sizeof cells[5], "%.3f", ratio);
-    snprintf(cells[6], sizeof cells[6], floor > 0 ? "%.3f" : "-", floor * 1e3);
-    snprintf(cells[7], sizeof cells[7], floor > 0 ? "%.2f" : "-", floor > 0 ? seconds / floor : 0);
-    const char *row[9];
-    for (int i = 0; i < 8; i++)
-        row[i] = cells[i];
-    row[8] = NULL;
-    table_row(t, row);
-    return json_pack("{s:i, s:s, s:i, s:f, s:f, s:f, s:f}", "n", (int)n, "mix", mix->name,
-                     "adapters", (int)mix->n_adapters, "ms", seconds * 1e3, "tokens_per_s",
-                     n / seconds, "ratio", ratio, "floor_ms", floor * 1e3);
-}
-
-static int run_sizes(struct cmd_context *ctx, struct bench_model *b, bool prefill,
-                     const uint32_t *sizes, uint32_t n_sizes, struct err *err)
-{
-    static const char *const headings[] = {">N",      "MIX",       ">ADAPTERS", ">MS", ">TOKENS/S",
-                                           ">÷ NONE", ">FLOOR MS", ">÷ FLOOR",  NULL};
-    struct table *t = table_open(headings);
-    json_t *lines = json_array();
-    int rc = t && lines ? 0 : err_set(err, ERR_NO_MEMORY, "no memory for a table");
-    for (uint32_t i = 0; rc == 0 && i < n_sizes && !cmd_interrupted(); i++) {
-        struct bench_mix mixes[BENCH_MAX_CASES];
-        double seconds[BENCH_MAX_CASES], ratio[BENCH_MAX_CASES];
-        uint32_t n = list_mixes(mixes, sizes[i]);
-        rc = prefill ? bench_prefill(b, sizes[i], mixes, n, (uint32_t)o.rounds, (uint32_t)o.steps,
-                                     seconds, ratio, err)
-                     : bench_decode(b, sizes[i], (uint32_t)o.context, mixes, n, (uint32_t)o.rounds,
-                                    (uint32_t)o.steps, seconds, ratio, err);
-        for (uint32_t j = 0; rc == 0 && j < n; j++)
-            json_array_append_new(
-                lines, print_line(b, prefill, sizes[i], &mixes[j], seconds[j], ratio[j], t));
-    }
-    if (rc == 0 && ctx->json)
-        cmd_print_json(json_pack("{s:s, s:f, s:O}", "shape", o.shape, "read_gb_per_s",
-                                 b->read_bytes_s / 1e9, "steps", lines));
-    else if (rc == 0)
-        table_print(t, stdout);
-    json_decref(lines);
-    table_free(t);
-    return rc;
-}
-
-static int run_load(struct cmd_context *ctx, struct bench_model *b, struct err *err)
-{
-    double seconds;
-    int rc = bench_load(b, (uint32_t)o.rounds, &seconds, err);
-    if (rc)
-        return rc;
-    double mb = (double)b->image_bytes / 1e6, rate = mb / 1e3 / seconds;
-    if (ctx->json)
-        cmd_print_json(
-            json_pack("{s:f, s:f, s:f}", "mb", mb, "ms", seconds * 1e3, "gb_per_s", rate));
-    else
-        printf("adapter of %.1f MB, host to device: %.3f ms, %.1f GB/s\n", mb, seconds * 1e3, rate);
-    return 0;
-}
-
-static int open_bench(struct bench_model *b, bool prefill, const uint32_t *sizes, uint32_t n_sizes,
-                      struct err *err)
-{
-    uint32_t most = 1;
-    for (uint32_t i = 0; i < n_sizes; i++)
-        most = sizes[i] > most ? sizes[i] : most;
-    uint32_t context = (uint32_t)o.context;
-    struct bench_options opt = {.device = o.device,
+    struct bench_options *m = &q->model;
+    *q = (struct bench_request){.context = (uint32_t)o.context,
+                                .rounds = (uint32_t)o.rounds,
+                                .steps = (uint32_t)o.steps,
+                                .n_prompt = o.prompt ? (uint32_t)o.prompt : w->prompt,
+                                .n_new = o.new_tokens ? (uint32_t)o.new_tokens : w->new_tokens,
+                                .n_requests = (uint32_t)o.requests,
+                                .json = json};
+    *m = (struct bench_options){.device = o.device,
                                 .shape = o.shape,
-                                .rank = (uint32_t)o.rank,
+                                .ranks = {(uint32_t)o.rank},
+                                .n_ranks = 1,
                                 .n_adapters = (uint32_t)o.adapters,
-                                .max_rows = most,
-                                .max_sequences = prefill ? (most + context - 1) / context : most,
-                                .context = context,
                                 .n_threads = (unsigned)o.threads,
                                 .no_graphs = o.no_graphs};
-    return bench_open(b, &opt, err);
+    int rc = parse_list("sequences", o.sequences ? o.sequences : w->sizes, 65536, BENCH_MAX_SIZES,
+                        q->sizes, &q->n_sizes, err);
+    if (rc == 0)
+        rc = parse_list("counts", o.counts, BENCH_MAX_SLOTS, BENCH_MAX_SIZES, q->counts,
+                        &q->n_counts, err);
+    if (rc == 0 && o.ranks)
+        rc = parse_list("ranks", o.ranks, 1024, BENCH_MAX_RANKS, m->ranks, &m->n_ranks, err);
+    if (rc == 0 && o.mix)
+        rc = bench_parse_mixes(o.mix, q->mixes, &q->n_mixes, err);
+    return rc;
 }
 
 static int run(struct cmd_context *ctx, struct err *err)
 {
-    const char *what = ctx->args[0];
-    bool prefill = strcmp(what, "prefill") == 0, load = strcmp(what, "load") == 0;
-    uint32_t sizes[MAX_SIZES], n_sizes = 0;
-    struct bench_model b;
-    if (!prefill && !load && strcmp(what, "decode") != 0)
-        return err_set(err, ERR_USAGE, "bench %s: not known; want decode, prefill or load", what);
-    int rc = parse_sizes(o.sequences, sizes, &n_sizes, err);
-    if (rc)
-        return rc;
-    rc = open_bench(&b, prefill, sizes, load ? 1 : n_sizes, err);
-    if (rc == 0 && !ctx->json)
-        printf("%s, rank %u, read bandwidth %.0f GB/s\n", o.shape, (unsigned)o.rank,
-               b.read_bytes_s / 1e9);
-    if (rc == 0)
-        rc = load ? run_load(ctx, &b, err) : run_sizes(ctx, &b, prefill, sizes, n_sizes, err);
-    bench_close(&b);
-    return rc;
+    struct bench_request q;
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        if (strcmp(words[i].name, ctx->args[0]) != 0)
+            continue;
+        int rc = fill_request(&q, &words[i], ctx->json, err);
+        return rc ? rc : words[i].report(&q, err);
+    }
+    return err_set(err, ERR_USAGE,
+                   "bench %s: not known; want table, decode, prefill, layer, load, switch or "
+                   "offline",
+                   ctx->args[0]);
 }
 
 const struct command command_bench = {
     .name = "bench",
-    .arguments = "decode|prefill|load",
+    .arguments = "table|decode|prefill|layer|load|switch|offline",
     .summary = "measure steps and loads on this machine, with synthetic models",
     .description =
         "Builds a base and adapters of a shape out of random numbers and times them through "
-        "the back end: decode steps, prefill steps, adapter loads. A line gives the mix of "
-        "adapters, the time, the ratio to the same step without adapters, and for decode the "
-        "time that its bytes take at the read bandwidth measured in the same run.",
-    .examples = "lora bench decode --shape small --device cpu --adapters 8\n"
+        "the back end. table: the classic comparison of throughputs. decode, prefill: steps by "
+        "size and mix of adapters, with the ratio to the same step without adapters and the "
+        "time that the bytes take at the read bandwidth measured in the same run. layer: the "
+        "four products of one layer alone. load: an adapter from host to device. switch: one "
+        "request in flight, another adapter each. offline: many requests at once, beside what "
+        "the byte model predicts. Ratios are medians of interleaved runs of one process.",
+    .examples = "lora bench table --shape small --device cpu\n"
+                "lora bench decode --sequences 32 --mix identical,uniform:4,distinct,zipf\n"
                 "lora bench prefill --sequences 2048,8192 --context 2048",
     .min_args = 1,
     .max_args = 1,

@@ -158,6 +158,12 @@ struct op_access {
     double (*epsilon)(struct op_session *s);       // half a unit in the last place of activations
     /* Bytes a second that a plain read of memory beyond every cache reaches now. */
     double (*read_bandwidth)(struct op_session *s);
+    /* Optional: seconds that the four sites of one layer (qkv, o, gate_up, down) take for the
+     * prepared step, without norms and attention; every layer of the model runs behind the other,
+     * so that none lies in a cache. base: the products W x; adapters: A and B of the segments.
+     * ERR_REFUSED: adapters alone, where they cannot be run so. */
+    int (*layer_seconds)(struct op_session *s, bool base, bool adapters, double *seconds,
+                         struct err *err);
 };
 
 /*

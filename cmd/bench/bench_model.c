@@ -74,7 +74,10 @@ static int load_module(struct bench_model *b, const struct model_module *mod, co
         rc = b->be->ops->weight_load(b->be, b->dm, &place, &t, err);
     }
     bool streamed = place.kind != WEIGHT_NORM && mod->d_in && mod->place.site != SITE_EMBED;
-    b->weight_bytes += streamed ? 2ull * mod->d_out * mod->d_in : 0;
+    uint64_t bytes = streamed ? 2ull * mod->d_out * mod->d_in : 0;
+    b->weight_bytes += bytes;
+    if (place.site != SITE_HEAD && mod->place.layer == 0)
+        b->layer_bytes += bytes;
     return rc;
 }
 
@@ -97,93 +100,6 @@ static int load_weights(struct bench_model *b, struct err *err)
     return rc ? rc : b->be->ops->model_ready(b->be, b->dm, err);
 }
 
-// ---- adapters: one image, loaded into every slot
-
-static int add_modules(struct bench_model *b, struct adapter *a, const uint16_t *block,
-                       struct err *err)
-{
-    a->modules = arena_array(&a->arena, b->modules->n, sizeof *a->modules);
-    if (!a->modules)
-        return err_set(err, ERR_NO_MEMORY, "no memory for a synthetic adapter");
-    for (size_t i = 0; i < b->modules->n; i++) {
-        const struct model_module *mod = &b->modules->items[i];
-        if (mod->place.kind != WEIGHT_MATRIX || mod->place.site == SITE_EMBED ||
-            mod->place.site == SITE_HEAD || mod->n_experts)
-            continue;
-        uint32_t r = b->opt.rank;
-        a->modules[a->n_modules++] = (struct adapter_module){
-            .name = mod->name,
-            .parameter = mod->parameter,
-            .rank = r,
-            .alpha = r,
-            .scale = 1,
-            .a = {.dtype = DTYPE_BF16, .n_dims = 2, .shape = {r, mod->d_in}, .data = block},
-            .b = {.dtype = DTYPE_BF16, .n_dims = 2, .shape = {mod->d_out, r}, .data = block}};
-        b->adapter_bytes += 2ull * r * (mod->d_in + (uint64_t)mod->d_out);
-    }
-    a->config = json_object();
-    a->format = "synthetic";
-    adapter_finish(a);
-    return a->config ? 0 : err_set(err, ERR_NO_MEMORY, "no memory for an adapter");
-}
-
-static int pack_image(struct bench_model *b, const struct adapter *a, struct err *err)
-{
-    struct bound_adapter *bound = NULL;
-    const struct backend_ops *ops = b->be->ops;
-    int rc = bind_adapter(&bound, a, b->modules, &b->config, err);
-    if (rc == 0)
-        rc = ops->adapter_pack_size(b->be, b->dm, bound, &b->image_bytes, err);
-    if (rc == 0 && !(b->image = ops->host_alloc(b->be, b->image_bytes)))
-        rc = err_set(err, ERR_NO_MEMORY, "no memory for an adapter's image");
-    if (rc == 0)
-        rc = ops->adapter_pack(b->be, b->dm, bound, b->image, b->image_bytes, err);
-    bound_free(bound);
-    b->image_chunks = (uint32_t)((b->image_bytes + BACKEND_CHUNK_BYTES - 1) / BACKEND_CHUNK_BYTES);
-    return rc;
-}
-
-static int make_image(struct bench_model *b, struct err *err)
-{
-    struct adapter *a = NULL;
-    size_t most = 0;
-    for (size_t i = 0; i < b->modules->n; i++) {
-        const struct model_module *mod = &b->modules->items[i];
-        most = mod->d_out > most ? mod->d_out : most;
-        most = mod->d_in > most ? mod->d_in : most;
-    }
-    uint16_t *block = sys_malloc(most * b->opt.rank * sizeof *block);
-    if (!block)
-        return err_set(err, ERR_NO_MEMORY, "no memory for a synthetic adapter");
-    fill_random(block, most * b->opt.rank);
-    int rc = adapter_open(&a, err);
-    if (rc == 0)
-        rc = add_modules(b, a, block, err);
-    if (rc == 0)
-        rc = pack_image(b, a, err);
-    adapter_free(a);
-    sys_free(block);
-    return rc;
-}
-
-static int load_slot(struct bench_model *b, uint32_t slot, struct err *err)
-{
-    uint32_t *chunks = sys_malloc((b->image_chunks + 1) * sizeof *chunks);
-    if (!chunks)
-        return err_set(err, ERR_NO_MEMORY, "no memory for a list of chunks");
-    for (uint32_t i = 0; i < b->image_chunks; i++)
-        chunks[i] = b->first_adapter_chunk + slot * b->image_chunks + i;
-    int rc = b->be->ops->adapter_load(b->be, b->dm, slot, b->image, b->image_bytes, chunks,
-                                      b->image_chunks, NULL, 0, err);
-    enum adapter_state state = ADAPTER_LOADING;
-    while (rc == 0 && state == ADAPTER_LOADING)
-        state = b->be->ops->adapter_poll(b->be, b->dm, slot);
-    sys_free(chunks);
-    if (rc == 0 && state != ADAPTER_READY)
-        rc = err_set(err, ERR_DEVICE, "loading a synthetic adapter failed");
-    return rc;
-}
-
 // ---- all of it
 
 static int open_model(struct bench_model *b, struct err *err)
@@ -203,6 +119,7 @@ static int open_model(struct bench_model *b, struct err *err)
                         dtype_bits(info.kv_dtype) / 8;
     while (page_tokens > 1 && page_tokens * b->kv_bytes_token > BACKEND_CHUNK_BYTES)
         page_tokens /= 2;
+    snprintf(b->device, sizeof b->device, "%s", info.device);
     uint32_t pages = (o->context + page_tokens) / page_tokens + 1;
     b->limits = (struct step_limits){.max_rows = o->max_rows,
                                      .max_sequences = o->max_sequences,
@@ -211,7 +128,7 @@ static int open_model(struct bench_model *b, struct err *err)
                                      .max_slots = o->n_adapters ? o->n_adapters : 1,
                                      .max_pages = o->max_sequences * pages,
                                      .page_tokens = page_tokens};
-    rc = b->be->ops->supports(b->be, &b->config, ADAPTER_LORA, err);
+    rc = b->be->ops->supports(b->be, &b->config, o->bare ? 0 : ADAPTER_LORA, err);
     return rc ? rc : b->be->ops->model_open(b->be, &b->config, b->modules, &b->limits, &b->dm, err);
 }
 
@@ -220,14 +137,16 @@ static int open_pool(struct bench_model *b, struct err *err)
     b->pages_per_chunk = (uint32_t)(BACKEND_CHUNK_BYTES / b->be->ops->page_bytes(b->be, b->dm));
     b->n_pages = b->limits.max_pages;
     b->first_adapter_chunk = (b->n_pages + b->pages_per_chunk - 1) / b->pages_per_chunk;
-    return b->be->ops->pool_open(
-        b->be, b->dm, b->first_adapter_chunk + b->image_chunks * b->limits.max_slots, err);
+    return b->be->ops->pool_open(b->be, b->dm, b->first_adapter_chunk + bench_adapter_chunks(b),
+                                 err);
 }
 
 int bench_open(struct bench_model *b, const struct bench_options *opt, struct err *err)
 {
     memset(b, 0, sizeof *b);
     b->opt = *opt;
+    if (opt->bare)
+        b->opt.n_adapters = 0;
     int rc = read_shape(b, err);
     if (rc == 0)
         rc = modules_open(&b->modules, &b->config, err);
@@ -235,12 +154,12 @@ int bench_open(struct bench_model *b, const struct bench_options *opt, struct er
         rc = open_model(b, err);
     if (rc == 0)
         rc = load_weights(b, err);
-    if (rc == 0)
-        rc = make_image(b, err);
+    if (rc == 0 && !opt->bare)
+        rc = bench_make_images(b, err);
     if (rc == 0)
         rc = open_pool(b, err);
-    for (uint32_t i = 0; rc == 0 && i < opt->n_adapters; i++)
-        rc = load_slot(b, i, err);
+    for (uint32_t i = 0; rc == 0 && i < b->opt.n_adapters; i++)
+        rc = bench_load_slot(b, i, NULL, err);
     if (rc == 0 && b->be->ops->read_bandwidth)
         rc = b->be->ops->read_bandwidth(b->be, &b->read_bytes_s, err);
     return rc;
@@ -256,8 +175,7 @@ void bench_close(struct bench_model *b)
             ops->pool_free(b->be, b->dm);
             ops->model_free(b->be, b->dm);
         }
-        if (b->image)
-            ops->host_free(b->be, b->image);
+        bench_free_images(b);
         ops->close(b->be);
     }
     modules_free(b->modules);
@@ -269,7 +187,7 @@ double bench_floor(const struct bench_model *b, uint32_t n_adapters, uint64_t co
 {
     if (b->read_bytes_s <= 0)
         return 0;
-    return ((double)b->weight_bytes + (double)n_adapters * (double)b->adapter_bytes +
+    return ((double)b->weight_bytes + (double)bench_ab_bytes(b, n_adapters) +
             (double)context_tokens * (double)b->kv_bytes_token) /
            b->read_bytes_s;
 }

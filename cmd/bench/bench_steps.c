@@ -6,26 +6,16 @@
 #include "libcore/base/sys.h"
 #include "libcore/base/thread.h"
 
-enum { MAX_ROUNDS = 64 };
-
-struct plan {
-    struct step step;
-    int32_t *tokens[2]; // literal, and "what the previous step sampled"
-    struct step_sequence *sequences;
-    uint32_t *pages, *logit_rows;
-    struct step_segment *segments, *head_segments;
-    struct sample_params *sampling;
-};
-
-static void release(struct plan *p)
+void bench_plan_release(struct bench_plan *p)
 {
     void *all[] = {p->tokens[0],  p->tokens[1], p->sequences,     p->pages,
                    p->logit_rows, p->segments,  p->head_segments, p->sampling};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         sys_free(all[i]);
+    memset(p, 0, sizeof *p);
 }
 
-static int allocate(struct plan *p, uint32_t n_rows, uint32_t n_sequences, uint32_t n_pages,
+static int allocate(struct bench_plan *p, uint32_t n_rows, uint32_t n_sequences, uint32_t n_pages,
                     struct err *err)
 {
     p->tokens[0] = sys_calloc(n_rows, sizeof(int32_t));
@@ -33,8 +23,8 @@ static int allocate(struct plan *p, uint32_t n_rows, uint32_t n_sequences, uint3
     p->sequences = sys_calloc(n_sequences, sizeof *p->sequences);
     p->pages = sys_calloc(n_pages, sizeof *p->pages);
     p->logit_rows = sys_calloc(n_sequences, sizeof *p->logit_rows);
-    p->segments = sys_calloc(n_rows, sizeof *p->segments);
-    p->head_segments = sys_calloc(n_sequences, sizeof *p->head_segments);
+    p->segments = sys_calloc(BENCH_MAX_SLOTS + 1, sizeof *p->segments);
+    p->head_segments = sys_calloc(1, sizeof *p->head_segments);
     p->sampling = sys_calloc(n_sequences, sizeof *p->sampling);
     if (!p->tokens[0] || !p->tokens[1] || !p->sequences || !p->pages || !p->logit_rows ||
         !p->segments || !p->head_segments || !p->sampling)
@@ -42,14 +32,14 @@ static int allocate(struct plan *p, uint32_t n_rows, uint32_t n_sequences, uint3
     return 0;
 }
 
-/* n_sequences of `rows` rows each from `position0` on. */
-static int make_plan(struct bench_model *b, struct plan *p, uint32_t n_sequences, uint32_t rows,
-                     uint32_t position0, struct err *err)
+int bench_plan_make(struct bench_model *b, struct bench_plan *p, uint32_t n_sequences,
+                    uint32_t rows, uint32_t position0, struct err *err)
 {
-    uint32_t per = (position0 + rows + b->limits.page_tokens - 1) / b->limits.page_tokens;
+    uint32_t per = b->limits.max_pages / b->limits.max_sequences;
     memset(p, 0, sizeof *p);
-    if (n_sequences > b->limits.max_sequences || n_sequences * rows > b->limits.max_rows ||
-        per * n_sequences > b->n_pages)
+    if (n_sequences > b->limits.max_sequences ||
+        (uint64_t)n_sequences * rows > b->limits.max_rows ||
+        (uint64_t)position0 + rows > (uint64_t)per * b->limits.page_tokens)
         return err_set(err, ERR_LIMIT,
                        "bench: %u sequences of %u tokens do not fit what was opened", n_sequences,
                        position0 + rows);
@@ -83,23 +73,32 @@ static int make_plan(struct bench_model *b, struct plan *p, uint32_t n_sequences
     return 0;
 }
 
-/* Rows in equal stretches over n adapters. */
-static void set_mix(struct plan *p, uint32_t n)
+int bench_plan_mix(struct bench_model *b, struct bench_plan *p, const struct bench_mix *mix,
+                   struct err *err)
 {
-    uint32_t rows = p->step.n_rows;
-    p->step.n_segments = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t begin = (uint32_t)((uint64_t)rows * i / n);
-        uint32_t end = (uint32_t)((uint64_t)rows * (i + 1) / n);
-        if (end > begin)
-            p->segments[p->step.n_segments++] = (struct step_segment){begin, end - begin, i, 1.0f};
+    uint32_t counts[BENCH_MAX_SLOTS], row = 0;
+    p->n_distinct = bench_mix_counts(mix, p->step.n_rows, b->opt.n_adapters, counts);
+    p->step.n_segments = p->n_distinct;
+    p->step.kinds = p->n_distinct ? ADAPTER_LORA : 0;
+    for (uint32_t i = 0; i < p->n_distinct; i++) {
+        p->segments[i] = (struct step_segment){row, counts[i], i, 1.0f};
+        row += counts[i];
     }
-    p->step.kinds = n ? ADAPTER_LORA : 0;
+    if (mix->kind != BENCH_NONE && p->n_distinct == 0)
+        return err_set(err, ERR_USAGE, "bench: a mix of adapters, but none are resident");
+    return 0;
 }
 
-/* `steps` steps, two in flight; seconds a step. */
-static int run_steps(struct bench_model *b, struct plan *p, uint32_t steps, double *seconds,
-                     struct err *err)
+void bench_plan_slot(struct bench_plan *p, int slot)
+{
+    p->n_distinct = p->step.n_segments = slot >= 0;
+    p->step.kinds = slot >= 0 ? ADAPTER_LORA : 0;
+    if (slot >= 0)
+        p->segments[0] = (struct step_segment){0, p->step.n_rows, (uint32_t)slot, 1.0f};
+}
+
+int bench_run(struct bench_model *b, struct bench_plan *p, uint32_t steps, double *seconds,
+              struct err *err)
 {
     const struct backend_ops *ops = b->be->ops;
     struct step_result result;
@@ -124,24 +123,25 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static double median(double *v, uint32_t n)
+double bench_median(double *v, uint32_t n)
 {
     qsort(v, n, sizeof *v, by_value);
     return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
 }
 
-static int time_mixes(struct bench_model *b, struct plan *p, const struct bench_mix *mixes,
-                      uint32_t n_mixes, uint32_t rounds, uint32_t steps, double *out, double *ratio,
+static int time_mixes(struct bench_model *b, struct bench_plan *p, const struct bench_mix *mixes,
+                      uint32_t n_mixes, uint32_t rounds, uint32_t steps, struct bench_times *out,
                       struct err *err)
 {
-    double times[BENCH_MAX_CASES][MAX_ROUNDS], ratios[BENCH_MAX_CASES][MAX_ROUNDS];
+    double times[BENCH_MAX_CASES][BENCH_MAX_ROUNDS], ratios[BENCH_MAX_CASES][BENCH_MAX_ROUNDS];
     int rc = 0;
-    rounds = rounds < MAX_ROUNDS ? rounds : MAX_ROUNDS;
     for (uint32_t round = 0; rc == 0 && round <= rounds; round++) { // the first warms up
         for (uint32_t i = 0; rc == 0 && i < n_mixes; i++) {
-            double seconds;
-            set_mix(p, mixes[i].n_adapters);
-            rc = run_steps(b, p, round ? steps : 3, &seconds, err);
+            double seconds = 0;
+            rc = bench_plan_mix(b, p, &mixes[i], err);
+            if (rc == 0)
+                rc = bench_run(b, p, round || steps < 3 ? steps : 3, &seconds, err);
+            out->distinct[i] = p->n_distinct;
             if (round == 0)
                 continue;
             times[i][round - 1] = seconds;
@@ -149,56 +149,46 @@ static int time_mixes(struct bench_model *b, struct plan *p, const struct bench_
         }
     }
     for (uint32_t i = 0; rc == 0 && i < n_mixes; i++) {
-        out[i] = median(times[i], rounds);
-        ratio[i] = median(ratios[i], rounds);
+        out->seconds[i] = bench_median(times[i], rounds);
+        out->ratio[i] = bench_median(ratios[i], rounds);
     }
     return rc;
 }
 
 int bench_decode(struct bench_model *b, uint32_t n_sequences, uint32_t context,
                  const struct bench_mix *mixes, uint32_t n_mixes, uint32_t rounds, uint32_t steps,
-                 double *out, double *ratio, struct err *err)
+                 struct bench_times *out, struct err *err)
 {
-    struct plan p;
-    int rc = make_plan(b, &p, n_sequences, 1, context, err);
+    struct bench_plan p;
+    int rc = bench_plan_make(b, &p, n_sequences, 1, context, err);
     if (rc == 0)
-        rc = time_mixes(b, &p, mixes, n_mixes, rounds, steps, out, ratio, err);
-    release(&p);
+        rc = time_mixes(b, &p, mixes, n_mixes, rounds, steps, out, err);
+    bench_plan_release(&p);
     return rc;
 }
 
 int bench_prefill(struct bench_model *b, uint32_t n_tokens, const struct bench_mix *mixes,
-                  uint32_t n_mixes, uint32_t rounds, uint32_t steps, double *out, double *ratio,
+                  uint32_t n_mixes, uint32_t rounds, uint32_t steps, struct bench_times *out,
                   struct err *err)
 {
-    struct plan p;
+    struct bench_plan p;
     uint32_t n = (n_tokens + b->opt.context - 1) / b->opt.context;
-    int rc = make_plan(b, &p, n, n_tokens / n, 0, err);
+    int rc = bench_plan_make(b, &p, n, n_tokens / n, 0, err);
     if (rc == 0)
-        rc = time_mixes(b, &p, mixes, n_mixes, rounds, steps, out, ratio, err);
-    release(&p);
+        rc = time_mixes(b, &p, mixes, n_mixes, rounds, steps, out, err);
+    bench_plan_release(&p);
     return rc;
 }
 
 int bench_load(struct bench_model *b, uint32_t rounds, double *out, struct err *err)
 {
-    double times[MAX_ROUNDS];
-    uint32_t *chunks = sys_malloc((b->image_chunks + 1) * sizeof *chunks);
-    int rc = chunks ? 0 : err_set(err, ERR_NO_MEMORY, "no memory for a list of chunks");
-    rounds = rounds < MAX_ROUNDS ? rounds : MAX_ROUNDS;
-    for (uint32_t i = 0; rc == 0 && i < b->image_chunks; i++)
-        chunks[i] = b->first_adapter_chunk + i;
+    double times[BENCH_MAX_ROUNDS];
+    int rc = 0;
     for (uint32_t i = 0; rc == 0 && i < rounds; i++) {
         b->be->ops->adapter_unload(b->be, b->dm, 0);
-        uint64_t begin = thread_now_ns();
-        rc = b->be->ops->adapter_load(b->be, b->dm, 0, b->image, b->image_bytes, chunks,
-                                      b->image_chunks, NULL, 0, err);
-        while (rc == 0 && b->be->ops->adapter_poll(b->be, b->dm, 0) == ADAPTER_LOADING)
-            ;
-        times[i] = (double)(thread_now_ns() - begin) / 1e9;
+        rc = bench_load_slot(b, 0, &times[i], err);
     }
     if (rc == 0)
-        *out = median(times, rounds);
-    sys_free(chunks);
+        *out = bench_median(times, rounds);
     return rc;
 }

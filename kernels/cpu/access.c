@@ -100,6 +100,44 @@ static double read_bandwidth(struct op_session *s)
     return cpu_read_bandwidth(s->m->isa, s->m->pool);
 }
 
+static int run_site(struct op_session *s, uint32_t layer, enum site site, bool base, bool adapters,
+                    const float *x, float *y)
+{
+    struct op_context *c = session_context(s);
+    const struct op_step *v = &s->step->view;
+    int rc = base ? cpu_ops.gemm(c, v, layer, site, OP_ROWS, x, y) : 0;
+    if (rc == 0 && adapters)
+        rc = cpu_ops.sgmv_shrink(c, v, layer, site, OP_ROWS, x);
+    if (rc == 0 && adapters)
+        rc = cpu_ops.sgmv_expand(c, v, layer, site, OP_ROWS, y);
+    return rc;
+}
+
+static int layer_seconds(struct op_session *s, bool base, bool adapters, double *seconds,
+                         struct err *err)
+{
+    static const enum site sites[] = {SITE_QKV, SITE_O, SITE_GATE_UP, SITE_DOWN};
+    const struct model_config *c = s->m->config;
+    size_t rows = s->step->view.row_bucket, n_in = 0, n_out = 0;
+    for (int i = 0; i < 4; i++) {
+        uint32_t out, in;
+        cpu_site_shape(c, sites[i], &out, &in);
+        n_in = in > n_in ? in : n_in;
+        n_out = out > n_out ? out : n_out;
+    }
+    float *x = alloc(s, rows * n_in), *y = alloc(s, rows * n_out);
+    int rc = x && y ? 0 : err_set(err, ERR_NO_MEMORY, "no memory for %zu rows", rows);
+    uint64_t begin = thread_now_ns();
+    for (uint32_t layer = 0; rc == 0 && layer < c->n_layers; layer++) {
+        for (int i = 0; rc == 0 && i < 4; i++)
+            rc = run_site(s, layer, sites[i], base, adapters, x, y);
+    }
+    *seconds = (double)(thread_now_ns() - begin) * 1e-9 / c->n_layers;
+    free_buffer(s, x);
+    free_buffer(s, y);
+    return rc;
+}
+
 const struct op_access cpu_op_access = {
     .open = open_session,
     .close = close_session,
@@ -115,4 +153,5 @@ const struct op_access cpu_op_access = {
     .logits_stride = logits_stride,
     .epsilon = epsilon,
     .read_bandwidth = read_bandwidth,
+    .layer_seconds = layer_seconds,
 };
