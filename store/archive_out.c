@@ -2,9 +2,10 @@
 #include <archive_entry.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 #include <zstd.h>
 
@@ -12,8 +13,9 @@
 #include "libcore/base/strbuf.h"
 #include "libcore/base/sys.h"
 #include "store/archive_impl.h"
+#include "store/block_pipe.h"
 
-enum { CHUNK_BYTES = 1 << 20, ZSTD_LEVEL = 3, ZSTD_WORKERS = 2, HASH_BESIDE_BYTES = 1 << 20 };
+enum { CHUNK_BYTES = 1 << 20, ZSTD_LEVEL = 3, ZSTD_WORKERS = 2, WRITEBACK_BYTES = 8 << 20 };
 
 struct archive_out {
     enum archive_kind kind;
@@ -24,7 +26,7 @@ struct archive_out {
     uint64_t tar_at;  // bytes of the tar, before compression
     ZSTD_CCtx *zstd;
     struct archive *la; // gzip, zip
-    char *buf;          // CHUNK_BYTES to read into, then CHUNK_BYTES to compress into
+    char *buf;          // CHUNK_BYTES to compress into
     struct err la_err;  // of the write callback
     int (*on_bytes)(void *arg, uint64_t bytes);
     void *arg;
@@ -67,7 +69,11 @@ static int put_raw(void *arg, const void *data, size_t n, struct err *err)
 {
     struct archive_out *a = arg;
     int rc = file_write_all(a->fd, data, n, a->path, err);
+    uint64_t before = a->written / WRITEBACK_BYTES * WRITEBACK_BYTES;
     a->written += n;
+    // The sync at the end finds little left to do.
+    if (a->written - before >= WRITEBACK_BYTES)
+        sys_start_writeback(a->fd, (off_t)before, (off_t)(a->written - before));
     return rc;
 }
 
@@ -76,7 +82,7 @@ static int put_zstd(struct archive_out *a, const void *data, size_t n, bool end,
     ZSTD_inBuffer in = {data, n, 0};
     ZSTD_EndDirective how = end ? ZSTD_e_end : ZSTD_e_continue;
     for (;;) {
-        ZSTD_outBuffer out = {a->buf + CHUNK_BYTES, CHUNK_BYTES, 0};
+        ZSTD_outBuffer out = {a->buf, CHUNK_BYTES, 0};
         size_t left = ZSTD_compressStream2(a->zstd, &out, &in, how);
         if (ZSTD_isError(left))
             return err_set(err, ERR_FAIL, "%s: zstd: %s", a->path, ZSTD_getErrorName(left));
@@ -176,7 +182,7 @@ static int open_file(struct archive_out *a, const char *path, struct err *err)
     strbuf_addf(&sb, "%s.%ld.tmp", path, (long)getpid());
     a->tmp = strbuf_take(&sb, NULL);
     a->path = sys_strdup(path);
-    a->buf = sys_malloc(2 * CHUNK_BYTES);
+    a->buf = sys_malloc(CHUNK_BYTES);
     strbuf_release(&sb);
     if (!a->tmp || !a->path || !a->buf)
         return err_set(err, ERR_NO_MEMORY, "%s: no memory", path);
@@ -210,49 +216,19 @@ int archive_out_open(struct archive_out **out, const char *path, enum archive_ki
 
 // ---- one entry ---------------------------------------------------------------------------------
 
-/* Hashes a file on a thread of its own while it is copied. */
-struct hasher {
-    pthread_t thread;
-    bool runs;
+/*
+ * A file's bytes come in blocks; each is hashed by the pipe's thread while it is compressed and
+ * written here. What does not have the digest that it should is found at the end, and the archive
+ * with it never appears.
+ */
+struct source {
+    struct archive_out *a;
     const struct archive_item *item;
-    struct digest digest;
-    struct err err;
-    int rc;
+    int fd;
+    bool cloned; // its bytes are in the archive
+    struct digest_state *hash;
+    struct block_pipe *pipe;
 };
-
-static void *hasher_main(void *arg)
-{
-    struct hasher *h = arg;
-    h->rc = digest_file(h->item->from, &h->digest, NULL, &h->err);
-    return NULL;
-}
-
-static void hasher_start(struct hasher *h, const struct archive_item *item)
-{
-    *h = (struct hasher){.item = item};
-    if (!item->digest)
-        return;
-    h->runs =
-        item->size >= HASH_BESIDE_BYTES && pthread_create(&h->thread, NULL, hasher_main, h) == 0;
-    if (!h->runs)
-        hasher_main(h);
-}
-
-static int hasher_finish(struct hasher *h, struct err *err)
-{
-    char hex[DIGEST_HEX_CHARS + 1];
-    if (!h->item->digest)
-        return 0;
-    if (h->runs)
-        pthread_join(h->thread, NULL);
-    if (h->rc)
-        return err_set(err, h->rc, "%s", h->err.msg);
-    digest_hex(&h->digest, hex);
-    if (strcmp(hex, h->item->digest) == 0)
-        return 0;
-    return err_set(err, ERR_CORRUPT, "%s: its bytes have the digest %.12s, wanted %.12s",
-                   h->item->from, hex, h->item->digest);
-}
 
 static int tell(struct archive_out *a, const struct archive_item *item, size_t n, struct err *err)
 {
@@ -260,72 +236,90 @@ static int tell(struct archive_out *a, const struct archive_item *item, size_t n
     return rc ? err_set(err, rc, "%s: interrupted", item->name) : 0;
 }
 
-/* A plain tar's bytes go from file to file in the kernel. 1: it cannot. */
-static int copy_in_kernel(struct archive_out *a, const struct archive_item *item, int in,
-                          uint64_t *done, struct err *err)
+static int hash_block(void *arg, const void *data, size_t n, struct err *err)
 {
-    while (*done < item->size) {
-        size_t n =
-            item->size - *done < 8 * CHUNK_BYTES ? (size_t)(item->size - *done) : 8 * CHUNK_BYTES;
-        off_t from = (off_t)*done;
-        ssize_t got = sys_copy_file_range(in, &from, a->fd, NULL, n);
-        if (got < 0 && (errno == EXDEV || errno == EINVAL || errno == ENOSYS ||
-                        errno == EOPNOTSUPP || errno == EBADF))
-            return 1;
-        if (got < 0)
-            return err_set_errno(err, errno, "%s: cannot copy to %s", item->from, a->path);
-        if (got == 0)
-            return 1;
-        sys_start_writeback(a->fd, (off_t)a->written, got);
-        *done += (uint64_t)got;
-        a->written += (uint64_t)got;
-        a->tar_at += (uint64_t)got;
-        int rc = tell(a, item, (size_t)got, err);
-        if (rc)
-            return rc;
-    }
-    return 0;
+    struct source *s = arg;
+    return s->hash ? digest_update(s->hash, data, n, err) : 0;
 }
 
-static int copy_by_hand(struct archive_out *a, const struct archive_item *item, int in,
-                        uint64_t done, struct err *err)
+static int check_digest(const struct source *s, struct err *err)
+{
+    char hex[DIGEST_HEX_CHARS + 1];
+    struct digest d;
+    int rc = s->hash ? digest_final(s->hash, &d, err) : 0;
+    if (rc || !s->hash)
+        return rc;
+    digest_hex(&d, hex);
+    if (strcmp(hex, s->item->digest) == 0)
+        return 0;
+    return err_set(err, ERR_CORRUPT, "%s: its bytes have the digest %.12s, wanted %.12s",
+                   s->item->from, hex, s->item->digest);
+}
+
+/* Where files can share extents, a tar's aligned data are the file's own. */
+static bool clone_file(struct archive_out *a, const struct archive_item *item, int fd)
+{
+    struct file_clone_range range = {.src_fd = fd, .dest_offset = a->written};
+    if (a->kind != ARCHIVE_KIND_TAR || a->written % ARCHIVE_ALIGN || !item->size ||
+        ioctl(a->fd, FICLONERANGE, &range) != 0)
+        return false;
+    a->written += item->size;
+    a->tar_at += item->size;
+    return lseek(a->fd, (off_t)a->written, SEEK_SET) >= 0;
+}
+
+static int copy_blocks(struct source *s, struct err *err)
 {
     int rc = 0;
-    while (!rc && done < item->size) {
-        size_t n = item->size - done < CHUNK_BYTES ? (size_t)(item->size - done) : CHUNK_BYTES;
-        rc = file_pread_all(in, a->buf, n, done, item->from, err);
+    for (uint64_t done = 0; !rc && done < s->item->size;) {
+        size_t room;
+        char *slot = block_pipe_slot(s->pipe, &room);
+        size_t n = s->item->size - done < room ? (size_t)(s->item->size - done) : room;
+        rc = file_pread_all(s->fd, slot, n, done, s->item->from, err);
+        // The slot is not used again before it is asked for: it may be read here meanwhile.
         if (!rc)
-            rc = put(a, a->buf, n, err);
+            rc = block_pipe_give(s->pipe, n, err);
+        if (!rc && !s->cloned)
+            rc = put(s->a, slot, n, err);
         if (!rc)
-            rc = tell(a, item, n, err);
+            rc = tell(s->a, s->item, n, err);
         done += n;
     }
     return rc;
 }
 
+static int check_source(const struct source *s, struct err *err)
+{
+    struct stat st;
+    if (sys_fstat(s->fd, &st) != 0)
+        return err_set_errno(err, errno, "%s: cannot stat", s->item->from);
+    if ((uint64_t)st.st_size == s->item->size)
+        return 0;
+    return err_set(err, ERR_CORRUPT, "%s: %llu bytes, wanted %llu", s->item->from,
+                   (unsigned long long)st.st_size, (unsigned long long)s->item->size);
+}
+
 static int copy_file(struct archive_out *a, const struct archive_item *item, struct err *err)
 {
-    int in = sys_open(item->from, O_RDONLY, 0);
-    struct stat st;
-    if (in < 0)
+    struct source s = {.a = a, .item = item, .fd = sys_open(item->from, O_RDONLY, 0)};
+    if (s.fd < 0)
         return err_set_errno(err, errno, "%s: cannot open", item->from);
-    int rc = 0;
-    if (sys_fstat(in, &st) != 0)
-        rc = err_set_errno(err, errno, "%s: cannot stat", item->from);
-    else if ((uint64_t)st.st_size != item->size)
-        rc = err_set(err, ERR_CORRUPT, "%s: %llu bytes, wanted %llu", item->from,
-                     (unsigned long long)st.st_size, (unsigned long long)item->size);
-    struct hasher h = {.item = item};
+    int rc = check_source(&s, err);
+    if (!rc && item->digest)
+        rc = digest_open(&s.hash, err);
+    if (!rc)
+        rc = block_pipe_open(&s.pipe, item->size, hash_block, &s, err);
     if (!rc) {
-        uint64_t done = 0;
-        hasher_start(&h, item);
-        rc = a->kind == ARCHIVE_KIND_TAR ? copy_in_kernel(a, item, in, &done, err) : 1;
-        if (rc == 1)
-            rc = copy_by_hand(a, item, in, done, err);
-        int hash_rc = hasher_finish(&h, rc ? NULL : err);
-        rc = rc ? rc : hash_rc;
+        s.cloned = clone_file(a, item, s.fd);
+        rc = copy_blocks(&s, err);
     }
-    sys_close(in);
+    if (!rc)
+        rc = block_pipe_finish(s.pipe, err);
+    if (!rc)
+        rc = check_digest(&s, err);
+    block_pipe_free(s.pipe);
+    digest_free(s.hash);
+    sys_close(s.fd);
     return rc;
 }
 

@@ -129,6 +129,11 @@ int arriving_write(struct arriving *a, const void *data, size_t n, struct err *e
     return rc;
 }
 
+void arriving_skip_values(struct arriving *a)
+{
+    safetensors_stream_skip_values(a->stream);
+}
+
 uint64_t arriving_bytes(const struct arriving *a)
 {
     return a->taken;

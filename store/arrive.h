@@ -26,6 +26,8 @@ int arriving_write(struct arriving *a, const void *data, size_t n, struct err *e
  * end); then how many were put there. */
 void *arriving_slot(struct arriving *a, size_t *room);
 int arriving_filled(struct arriving *a, size_t n, struct err *err);
+/* Before the first byte: a base's values are its own business. */
+void arriving_skip_values(struct arriving *a);
 uint64_t arriving_bytes(const struct arriving *a); // that came so far
 /* The file, borrowed: for who fills it in another way (a clone). Then what comes is hashed and not
  * written. */

@@ -99,7 +99,7 @@ static int open_source(struct blob_copy *c, struct err *err)
     return 0;
 }
 
-int blob_copy_open(struct blob_copy **out, const char *from, const char *to,
+int blob_copy_open(struct blob_copy **out, const char *from, const char *to, bool skip_values,
                    int (*on_bytes)(void *arg, uint64_t bytes), void *arg, struct err *err)
 {
     *out = NULL;
@@ -119,6 +119,8 @@ int blob_copy_open(struct blob_copy **out, const char *from, const char *to,
         blob_copy_free(c);
         return rc;
     }
+    if (skip_values)
+        arriving_skip_values(c->file);
     c->runs = c->size >= BESIDE_BYTES && pthread_create(&c->copier, NULL, copier_main, c) == 0;
     if (!c->runs)
         copier_main(c);

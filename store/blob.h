@@ -20,9 +20,10 @@ struct blob_copy;
  * Starts copying `from` (links followed) to the new file `to` (in a work folder) on a thread of its
  * own, and hashing what is written on another; returns at once (a small file is there by then).
  * on_bytes (or NULL) hears from the copying thread; a non-zero return ends the copy with that code.
+ * skip_values: nobody asks whether they are numbers.
  * Free with blob_copy_free(), which waits for the threads.
  */
-int blob_copy_open(struct blob_copy **out, const char *from, const char *to,
+int blob_copy_open(struct blob_copy **out, const char *from, const char *to, bool skip_values,
                    int (*on_bytes)(void *arg, uint64_t bytes), void *arg, struct err *err);
 uint64_t blob_copy_size(const struct blob_copy *c); // bytes of the source when it was opened
 /* Waits until the file is whole, hashed, read-only and synced. May be called again. */

@@ -211,7 +211,8 @@ void import_files_release(struct import_files *f)
 }
 
 int import_files_start(struct import_files *f, size_t i, const char *from, const char *work_folder,
-                       const char *name, const struct import_options *opt, struct err *err)
+                       const char *name, bool skip_values, const struct import_options *opt,
+                       struct err *err)
 {
     f->names[i] = sys_strdup(name);
     f->published[i].tmp = file_join(work_folder, name);
@@ -221,7 +222,7 @@ int import_files_start(struct import_files *f, size_t i, const char *from, const
     int rc = parent ? file_make_folders(parent, err) : 0;
     sys_free(parent);
     return rc ? rc
-              : blob_copy_open(&f->copies[i], from, f->published[i].tmp, opt->on_bytes,
+              : blob_copy_open(&f->copies[i], from, f->published[i].tmp, skip_values, opt->on_bytes,
                                opt->on_bytes_arg, err);
 }
 

@@ -368,8 +368,8 @@ static int import_into(struct job *j, struct peft_files *files, struct err *err)
     j->out->n_files = (uint32_t)files->n;
     rc = import_files_open(&f, files->n, err);
     for (size_t i = 0; !rc && i < files->n; i++)
-        rc = import_files_start(&f, i, files->items[i].path, w.folder, files->items[i].name, j->opt,
-                                err);
+        rc = import_files_start(&f, i, files->items[i].path, w.folder, files->items[i].name, false,
+                                j->opt, err);
     if (!rc)
         rc = read_copy(j, w.folder, &f, err);
     import_files_release(&f);

@@ -99,7 +99,7 @@ static int hash_file(const struct job *j, size_t i, char hex[DIGEST_HEX_CHARS + 
     struct safetensors_stream *known = NULL;
     struct digest d;
     char *path = file_join(j->base->folder, f->name);
-    int rc = path ? safetensors_stream_file(&known, path, &d, err)
+    int rc = path ? safetensors_stream_file(&known, path, true, &d, err)
                   : err_set(err, ERR_NO_MEMORY, "%s: no memory", f->name);
     if (!rc)
         digest_hex(&d, hex);
@@ -201,7 +201,7 @@ static int start_file(const struct job *j, struct import_files *f, size_t i,
 {
     const struct checkpoint_file *file = checkpoint_file_at(j->ckpt, i);
     char *from = file_join(j->base->folder, file->name);
-    int rc = from ? import_files_start(f, i, from, work_folder, file->name, j->opt, err)
+    int rc = from ? import_files_start(f, i, from, work_folder, file->name, true, j->opt, err)
                   : err_set(err, ERR_NO_MEMORY, "%s: no memory", file->name);
     sys_free(from);
     return rc;

@@ -27,7 +27,8 @@ int import_files_open(struct import_files *f, size_t n, struct err *err);
 void import_files_release(struct import_files *f);
 /* Starts file i: `from` into <work_folder>/<name>. */
 int import_files_start(struct import_files *f, size_t i, const char *from, const char *work_folder,
-                       const char *name, const struct import_options *opt, struct err *err);
+                       const char *name, bool skip_values, const struct import_options *opt,
+                       struct err *err);
 /* File i lies at `tmp`, complete and synced; tmp NULL: the store has it, or will by then. */
 int import_files_arrived(struct import_files *f, size_t i, const char *tmp, const char *name,
                          const char *digest, uint64_t size, struct err *err);

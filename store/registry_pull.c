@@ -163,7 +163,7 @@ static bool link_own(struct pull *p, struct arrival *a)
         return false;
     char *blob = blob_path(p->l->s, a->digest, NULL), hex[DIGEST_HEX_CHARS + 1];
     struct digest d;
-    bool linked = blob && safetensors_stream_file(&a->weights, blob, &d, NULL) == 0;
+    bool linked = blob && safetensors_stream_file(&a->weights, blob, false, &d, NULL) == 0;
     if (linked) {
         digest_hex(&d, hex);
         linked = strcmp(hex, a->digest) == 0 && sys_link(blob, a->path) == 0;

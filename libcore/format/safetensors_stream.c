@@ -32,6 +32,7 @@ struct safetensors_stream {
     uint64_t left;                  // bytes that it still lacks
     unsigned char split[8];         // a value that two blocks share
     size_t n_split;
+    bool skip_values;
 };
 
 int safetensors_stream_open(struct safetensors_stream **out, uint64_t file_bytes, struct err *err)
@@ -73,6 +74,11 @@ void safetensors_stream_free(struct safetensors_stream *s)
     arena_release(&s->arena);
     digest_pair_free(s->pair);
     sys_free(s);
+}
+
+void safetensors_stream_skip_values(struct safetensors_stream *s)
+{
+    s->skip_values = true;
 }
 
 // ---- the header --------------------------------------------------------------------------------
@@ -215,7 +221,7 @@ static int take_payload(struct safetensors_stream *s, const unsigned char *data,
     if (*taken > s->left)
         *taken = (size_t)s->left;
     int rc = digest_pair_update(s->pair, data, *taken, true, err);
-    if (p->finite)
+    if (p->finite && !s->skip_values)
         p->finite = all_finite(s, p->entry->value.dtype, data, *taken);
     s->left -= *taken;
     return rc ? rc : end_parts(s, err);
@@ -290,8 +296,8 @@ static int read_fd(struct safetensors_stream *s, int fd, void *buf, const char *
     return rc;
 }
 
-int safetensors_stream_file(struct safetensors_stream **out, const char *path, struct digest *file,
-                            struct err *err)
+int safetensors_stream_file(struct safetensors_stream **out, const char *path, bool skip_values,
+                            struct digest *file, struct err *err)
 {
     *out = NULL;
     struct safetensors_stream *s = NULL;
@@ -307,6 +313,8 @@ int safetensors_stream_file(struct safetensors_stream **out, const char *path, s
         rc = err_set_errno(err, errno, "%s: cannot stat", path);
     if (!rc)
         rc = safetensors_stream_open(&s, (uint64_t)st.st_size, err);
+    if (s)
+        s->skip_values = skip_values;
     if (!rc)
         rc = read_fd(s, fd, buf, path, err);
     if (!rc)

@@ -26,6 +26,8 @@ struct safetensors_part {
 /* file_bytes: what is going to come. */
 int safetensors_stream_open(struct safetensors_stream **out, uint64_t file_bytes, struct err *err);
 void safetensors_stream_free(struct safetensors_stream *s);
+/* Before the first byte: values are not looked at, `finite` says true. */
+void safetensors_stream_skip_values(struct safetensors_stream *s);
 int safetensors_stream_update(struct safetensors_stream *s, const void *data, size_t n,
                               struct err *err);
 /* After the last byte; gives the file's digest. */
@@ -39,7 +41,7 @@ const struct safetensors_part *safetensors_stream_find(const struct safetensors_
                                                        const char *name);
 
 /* A whole file, in blocks. *out is the caller's. */
-int safetensors_stream_file(struct safetensors_stream **out, const char *path, struct digest *file,
-                            struct err *err);
+int safetensors_stream_file(struct safetensors_stream **out, const char *path, bool skip_values,
+                            struct digest *file, struct err *err);
 
 #endif

@@ -89,7 +89,7 @@ __attribute__((unused)) static int fake_publish(struct store *s, const char *id,
         sys_close(fd);
     struct digest d;
     if (!rc)
-        rc = blob_copy_open(&copy, from, to, NULL, NULL, err);
+        rc = blob_copy_open(&copy, from, to, false, NULL, NULL, err);
     if (!rc)
         rc = blob_copy_finish(copy, &d, err);
     blob_copy_free(copy);

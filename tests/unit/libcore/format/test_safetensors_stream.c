@@ -124,7 +124,7 @@ static int stream_path(void *arg, struct err *err)
 {
     struct safetensors_stream *s;
     struct digest d;
-    int rc = safetensors_stream_file(&s, arg, &d, err);
+    int rc = safetensors_stream_file(&s, arg, false, &d, err);
     safetensors_stream_free(s);
     return rc;
 }
@@ -140,9 +140,9 @@ TEST(a_file_is_read_in_blocks_and_every_failure_is_an_error)
     snprintf(path, sizeof path, "%s/x.safetensors", test_tmp());
     FILE *f = fopen(path, "w");
     CHECK(f && fwrite(buf, 1, size, f) == size && fclose(f) == 0);
-    CHECK_OK(safetensors_stream_file(&s, path, &d, &err), err);
+    CHECK_OK(safetensors_stream_file(&s, path, false, &d, &err), err);
     expect_part(s, "f32", buf + size - PAYLOAD + 7, 2000, true);
     safetensors_stream_free(s);
     EXPECT(test_each_fault(SYS_FAULT_ALL, false, stream_path, path) >= 6);
-    CHECK_CODE(safetensors_stream_file(&s, "/nowhere/x", &d, &err), ERR_NOT_FOUND, err);
+    CHECK_CODE(safetensors_stream_file(&s, "/nowhere/x", false, &d, &err), ERR_NOT_FOUND, err);
 }
