@@ -37,6 +37,7 @@ enum {
     cudaHostAllocDefault = 0,
     cudaHostAllocPortable = 1,
     cudaEventDisableTiming = 2,
+    cudaEventBlockingSync = 1,
     cudaStreamNonBlocking = 1,
     cudaStreamCaptureModeThreadLocal = 1,
     cudaFuncCachePreferShared = 1

@@ -331,6 +331,7 @@ static int lt_handle;
 cublasStatus_t cublasLtCreate(cublasLtHandle_t *h) { return *h = &lt_handle, 0; }
 cublasStatus_t cublasLtDestroy(cublasLtHandle_t) { return 0; }
 size_t cublasLtGetVersion(void) { return 130000; }
+size_t cublasLtGetCudartVersion(void) { return 13000; }
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *d, int, int)
 {
     *d = (cublasLtMatmulDesc_t)calloc(1, sizeof **d);
@@ -368,6 +369,15 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
 {
     memset(out, 0, sizeof *out);
     *n = 1;
+    return 0;
+}
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t,
+                                       cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                                       cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                                       const cublasLtMatmulAlgo_t *,
+                                       cublasLtMatmulHeuristicResult_t *out)
+{
+    memset(out, 0, sizeof *out);
     return 0;
 }
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const void *alpha,
