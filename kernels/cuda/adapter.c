@@ -4,6 +4,7 @@
  * image = header, one record a module, a place for the tables, then the data in units
  * (kernels/image.h): A   per site the rows of its modules stacked, 16 rows a unit, row-major, bf16
  *   B   512 outputs a unit, in the fragment order of expand.cuh, rank padded to 8, bf16
+ *   experts: the same for each expert after the other, in smaller units where it has fewer rows
  *   embedding: A as [vocab][rank], 1024 tokens a unit; B as [dim][rank], 512 a unit
  *   gains and biases float32, a vector a unit; replaced rows bf16, a row a unit
  * The tables (struct cu_site and the arrays of pointers) depend on the chunks, so adapter_load
@@ -28,8 +29,8 @@ struct record {
     uint32_t kind, site, norm, layer, row0, d_out, d_in, rank, n_rows, has_full;
     uint32_t site_rows, col0; // stacked A rows of the site; first of this module
     float scale;
-    uint32_t embedding;
-    struct image_piece a; // of the site's first record only
+    uint32_t embedding, n_experts; // n_experts 0: one matrix
+    struct image_piece a;          // of the site's first record only
     struct image_piece b, gain, bias, lora_bias, row_ids, rows;
 };
 
@@ -62,7 +63,29 @@ static struct record describe(const struct bound_part *p)
                            .n_rows = mod->n_rows,
                            .has_full = tensor_present(&mod->full),
                            .scale = (float)mod->scale,
-                           .embedding = mod->embedding};
+                           .embedding = mod->embedding,
+                           .n_experts = mod->n_experts};
+}
+
+/* Rows of A and of B in a unit, and units of an expert. */
+static uint32_t a_unit_rows(const struct record *r)
+{
+    return r->n_experts && r->site_rows < A_GROUP ? r->site_rows : A_GROUP;
+}
+
+static uint32_t b_unit_rows(const struct record *r)
+{
+    return r->n_experts && r->d_out < CU_B_BLOCK ? (r->d_out + 15) / 16 * 16 : CU_B_BLOCK;
+}
+
+static uint32_t n_a_units(const struct record *r)
+{
+    return (r->site_rows + A_GROUP - 1) / A_GROUP;
+}
+
+static uint32_t n_b_units(const struct record *r)
+{
+    return (r->d_out + CU_B_BLOCK - 1) / CU_B_BLOCK;
 }
 
 /* Columns of v: ranks of a site's modules side by side. */
@@ -95,12 +118,13 @@ static int place_record(struct record *r, const struct bound_part *p, bool first
                 : image_place(end, &r->b, (uint64_t)CU_B_BLOCK * r->rank * 2,
                               (r->d_out + CU_B_BLOCK - 1) / CU_B_BLOCK, err);
     } else if (r->rank) {
+        uint64_t n_experts = r->n_experts ? r->n_experts : 1;
         if (first)
-            rc = image_place(end, &r->a, (uint64_t)A_GROUP * r->d_in * 2,
-                             (r->site_rows + A_GROUP - 1) / A_GROUP, err);
+            rc = image_place(end, &r->a, (uint64_t)a_unit_rows(r) * r->d_in * 2,
+                             n_a_units(r) * n_experts, err);
         rc = rc ? rc
-                : image_place(end, &r->b, (uint64_t)CU_B_BLOCK * round8(r->rank) * 2,
-                              (r->d_out + CU_B_BLOCK - 1) / CU_B_BLOCK, err);
+                : image_place(end, &r->b, (uint64_t)b_unit_rows(r) * round8(r->rank) * 2,
+                              n_b_units(r) * n_experts, err);
     }
     rc = rc ? rc : image_place(end, &r->gain, r->d_out * 4ull, p->gain != NULL, err);
     rc = rc ? rc : image_place(end, &r->bias, r->d_out * 4ull, tensor_present(&mod->bias), err);
@@ -169,9 +193,10 @@ static void *unit_at(void *image, const struct image_piece *p, uint64_t u)
 static void write_a(void *image, const struct image_piece *a, const struct record *r,
                     const struct adapter_module *mod)
 {
-    for (uint32_t i = 0; i < r->rank; i++) {
-        uint32_t row = r->col0 + i;
-        char *group = unit_at(image, a, row / A_GROUP);
+    uint32_t n_experts = r->n_experts ? r->n_experts : 1;
+    for (uint32_t i = 0; i < n_experts * r->rank; i++) {
+        uint32_t row = r->col0 + i % r->rank;
+        char *group = unit_at(image, a, i / r->rank * n_a_units(r) + row / A_GROUP);
         cuda_to_bf16(&mod->a, (uint64_t)i * r->d_in, r->d_in,
                      (uint16_t *)(void *)(group + (size_t)(row % A_GROUP) * r->d_in * 2));
     }
@@ -184,11 +209,32 @@ static size_t fragment(uint32_t out, uint32_t i, uint32_t rank8)
     return (size_t)tile * rank8 * 16 + i / 8 * 128 + lane * 4 + row / 8 * 2 + i % 2;
 }
 
+/* B[out, rank * experts], the expert fastest. */
+static void write_expert_b(void *image, const struct record *r, const struct adapter_module *mod)
+{
+    uint16_t values[CU_MAX_EXPERTS];
+    for (uint32_t out = 0; out < r->d_out; out++) {
+        for (uint32_t i = 0; i < r->rank; i++) {
+            size_t at = fragment(out, i, round8(r->rank));
+            cuda_to_bf16(&mod->b, ((uint64_t)out * r->rank + i) * r->n_experts, r->n_experts,
+                         values);
+            for (uint32_t e = 0; e < r->n_experts; e++) {
+                uint16_t *block = unit_at(image, &r->b, e * n_b_units(r) + out / CU_B_BLOCK);
+                block[at] = values[e];
+            }
+        }
+    }
+}
+
 static void write_b(void *image, const struct record *r, const struct adapter_module *mod)
 {
     uint32_t rank8 = round8(r->rank);
     for (uint32_t u = 0; u < r->b.n_units; u++)
         memset(unit_at(image, &r->b, u), 0, r->b.unit);
+    if (r->n_experts) {
+        write_expert_b(image, r, mod);
+        return;
+    }
     uint16_t row[LIMIT_RANK];
     for (uint32_t out = 0; out < r->d_out; out++) {
         uint16_t *block = unit_at(image, &r->b, out / CU_B_BLOCK);
@@ -282,7 +328,7 @@ struct tables {
     const struct record *records;
     uint64_t *pointers; // host copy of the table's content
     uint32_t n_pointers;
-    struct cu_site *sites;
+    struct cu_site *sites, *moe_sites;
     struct cu_embed_part embed;
     const float **norms;
     struct cuda_replaced *replaced;
@@ -359,14 +405,20 @@ static int bind_embedding(struct tables *t, const struct record *r,
     return 0;
 }
 
+static struct cu_site *table_site(struct tables *t, const struct record *r)
+{
+    int moe = cuda_moe_site((enum site)r->site);
+    if (r->site == SITE_HEAD)
+        return &t->sites[t->m->config->n_layers * CUDA_LAYER_SITES];
+    if (moe >= 0)
+        return &t->moe_sites[r->layer * CUDA_MOE_SITES + (uint32_t)moe];
+    return &t->sites[r->layer * CUDA_LAYER_SITES + (uint32_t)cuda_layer_site((enum site)r->site)];
+}
+
 static int bind_matrix(struct tables *t, const struct record *r, const struct device_weight *full,
                        struct err *err)
 {
-    int layer_site = cuda_layer_site((enum site)r->site);
-    uint32_t n_layers = t->m->config->n_layers;
-    struct cu_site *s =
-        &t->sites[r->site == SITE_HEAD ? n_layers * CUDA_LAYER_SITES
-                                       : r->layer * CUDA_LAYER_SITES + (uint32_t)layer_site];
+    struct cu_site *s = table_site(t, r);
     if (full)
         add_replaced(t, r)->full = full;
     if (r->rank == 0 && !r->gain.n_units && !r->bias.n_units && !r->lora_bias.n_units)
@@ -375,7 +427,7 @@ static int bind_matrix(struct tables *t, const struct record *r, const struct de
         return err_set(err, ERR_CORRUPT, "adapter image: more than %d modules in a site",
                        CU_MAX_PARTS);
     s->n_rows = r->site_rows;
-    s->n_groups = (r->site_rows + A_GROUP - 1) / A_GROUP;
+    s->n_groups = n_a_units(r);
     if (r->a.n_units)
         s->a = list_units(t, &r->a);
     s->parts[s->n_parts++] = (struct cu_part){.col0 = r->col0,
@@ -419,8 +471,9 @@ static int bind_record(struct tables *t, const struct record *r, struct err *err
     }
     if (r->site == SITE_EMBED)
         return bind_embedding(t, r, full);
-    if (cuda_layer_site((enum site)r->site) < 0 && r->site != SITE_HEAD)
-        return err_set(err, ERR_REFUSED, "adapter image: site %u is not computed on cuda", r->site);
+    uint32_t want = cuda_moe_site((enum site)r->site) > 0 ? t->m->config->n_experts : 0;
+    if (r->n_experts != want)
+        return err_set(err, ERR_CORRUPT, "adapter image: %u experts, want %u", r->n_experts, want);
     return bind_matrix(t, r, full, err);
 }
 
@@ -447,9 +500,10 @@ static int open_tables(struct tables *t, const void *image, uint64_t size, uint3
     t->records = (const struct record *)(const void *)((const char *)image + sizeof t->h);
     t->pointers = sys_calloc(t->h.n_pointers + 1, sizeof *t->pointers);
     t->sites = sys_calloc(m->site_stride, sizeof *t->sites);
+    t->moe_sites = sys_calloc(m->moe.stride + 1, sizeof *t->moe_sites);
     t->norms = sys_calloc(m->norm_stride, sizeof *t->norms);
     t->replaced = sys_calloc(2 * t->h.n_records + 1, sizeof *t->replaced);
-    if (!t->pointers || !t->sites || !t->norms || !t->replaced)
+    if (!t->pointers || !t->sites || !t->moe_sites || !t->norms || !t->replaced)
         return err_set(err, ERR_NO_MEMORY, "no memory for the tables of an adapter");
     return 0;
 }
@@ -477,6 +531,9 @@ static int copy_all(struct tables *t, uint32_t slot, const void *image, uint32_t
     if (rc == 0)
         rc = cudaMemcpyAsync(m->sites + (size_t)slot * m->site_stride, t->sites,
                              m->site_stride * sizeof *t->sites, cudaMemcpyHostToDevice, s);
+    if (rc == 0 && m->moe.stride)
+        rc = cudaMemcpyAsync(m->moe.sites + (size_t)slot * m->moe.stride, t->moe_sites,
+                             m->moe.stride * sizeof *t->sites, cudaMemcpyHostToDevice, s);
     if (rc == 0)
         rc = cudaMemcpyAsync(m->embeds + slot, &t->embed, sizeof t->embed, cudaMemcpyHostToDevice,
                              s);
@@ -517,6 +574,7 @@ int cuda_adapter_load(struct backend *be, struct device_model *m, uint32_t slot,
     }
     sys_free(t.pointers);
     sys_free(t.sites);
+    sys_free(t.moe_sites);
     sys_free(t.norms);
     sys_free(t.replaced);
     if (rc)

@@ -116,10 +116,14 @@ static int supports(struct backend *be, const struct model_config *c, unsigned k
                     struct err *err)
 {
     (void)be;
-    if (c->n_experts || (kinds & ADAPTER_EXPERTS))
-        return err_set(err, ERR_REFUSED,
-                       "mixtures of experts are not computed on cuda yet; use "
-                       "--device cpu");
+    (void)kinds; // every kind is computed
+    if (c->n_experts > CU_MAX_EXPERTS || c->n_experts_used > CU_MAX_EXPERTS_USED ||
+        c->d_expert % 16)
+        return err_set(
+            err, ERR_REFUSED,
+            "%u experts of size %u, %u a token: cuda wants at most %d, a multiple of 16, "
+            "at most %d",
+            c->n_experts, c->d_expert, c->n_experts_used, CU_MAX_EXPERTS, CU_MAX_EXPERTS_USED);
     if (c->dtype != DTYPE_BF16 && c->dtype != DTYPE_F16 && c->dtype != DTYPE_F32)
         return err_set(err, ERR_REFUSED, "dtype: weights of type %s are not computed on cuda",
                        dtype_name(c->dtype));

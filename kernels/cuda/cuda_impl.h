@@ -18,13 +18,16 @@
 #include <stdatomic.h>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/launch_moe.h"
 #include "kernels/loaded.h"
 #include "libcore/backend.h"
+#include "libcore/base/limits.h"
 
 enum {
-    CUDA_LAYOUT_VERSION = 1,
+    CUDA_LAYOUT_VERSION = 2,
     CUDA_IN_FLIGHT = 2,
     CUDA_LAYER_SITES = 4,     // qkv, o, gate_up, down
+    CUDA_MOE_SITES = 3,       // router, experts' gate_up, down
     CUDA_STAGING_BLOCKS = 16, // two for each of eight loading threads
     CUDA_STAGING_BYTES = 8 << 20,
     CUDA_WORKSPACE_BYTES = 64 << 20,
@@ -50,6 +53,8 @@ struct cuda_layer {
     struct cuda_matrix sites[CUDA_LAYER_SITES];
     float *bias[CUDA_LAYER_SITES]; // device, NULL: none
     float *norms[NORM_COUNT];      // device, NULL: none
+    struct cuda_matrix router;     // of a mixture of experts
+    struct cuda_matrix experts[2]; // gate_up, down: one expert's rows after the other's
 };
 
 struct device_weight {
@@ -132,6 +137,17 @@ struct cuda_run {
     uint32_t v_width; // columns of v in a step with many rows
 };
 
+/* Buffers of the mixtures of experts, device; a layer uses them alone. */
+struct cuda_moe {
+    struct cu_site *sites; // [slot][stride]
+    uint32_t stride;       // n_layers * CUDA_MOE_SITES
+    size_t v_values;       // that v holds
+    uint32_t *chosen, *place, *place_row, *counts, *n_tiles;
+    float *router, *weight, *out;
+    struct cu_tile *tiles;
+    void *act, *y, *v;
+};
+
 struct device_model {
     struct cuda_backend *be;
     const struct model_config *config;   // borrowed
@@ -179,6 +195,7 @@ struct device_model {
     size_t max_biases, max_history, max_items, max_blocks; // what `extra` holds, in this order
     int32_t *tokens;                                       // device, resolved
     int32_t *prev_ids;                                     // device
+    struct cuda_moe moe;
     struct cuda_flight flights[CUDA_IN_FLIGHT];
     struct cuda_graph graphs[CUDA_MAX_GRAPHS];
     uint32_t n_graphs;
@@ -211,6 +228,8 @@ void cuda_replacement_free(struct backend *be, struct device_weight *w);
 /* Rows and columns of a site's matrix. */
 void cuda_site_shape(const struct model_config *c, enum site site, uint32_t *n_rows,
                      uint32_t *n_cols);
+/* Where a site's weights lie; experts: all of them. */
+struct cuda_matrix *cuda_site_matrix(struct device_model *m, enum site site, uint32_t layer);
 /* 0…3 for the sites of a layer, -1 for the others. */
 int cuda_layer_site(enum site site);
 /* n values of src from `first` on as bf16 (or float32) in host memory. */
@@ -249,6 +268,18 @@ int cuda_step_result(struct backend *be, struct device_model *m, uint64_t ticket
 
 /* ---- forward.c: queues (or records) a whole step; 0 or a cudaError_t ---- */
 int cuda_forward(struct device_model *m, const struct cuda_run *run);
+
+/* ---- forward_moe.c ---- */
+/* 0…2 for the sites of a mixture of experts, -1 for the others. */
+int cuda_moe_site(enum site site);
+uint64_t cuda_moe_bytes(const struct model_config *c, const struct step_limits *l);
+int cuda_moe_open(struct device_model *m, struct err *err);
+void cuda_moe_free(struct device_model *m);
+/* Whether v holds a step of so many rows whose adapters need v_width columns. */
+bool cuda_moe_fits(const struct device_model *m, uint32_t rows, uint32_t v_width);
+/* The experts' part of a layer on m->h; *out is what the residual takes. */
+int cuda_moe_forward(struct device_model *m, const struct cuda_run *run, const struct cu_rows *r,
+                     const uint32_t *columns, uint32_t layer, struct cu_expand *out);
 
 /* ---- gemm_large.c: y[T, N] = x[T, K] W^T through cuBLASLt ---- */
 int lt_open(struct device_model *m, struct err *err);

@@ -266,9 +266,13 @@ static int layer_forward(struct device_model *m, const struct cuda_run *run, con
     TRY(attention(m, run, s, &heads));
     TRY(linear(m, run, s, layer, SITE_O, m->attn, &e));
     TRY(end_residual(m, run, s, &e, layer, NORM_ATTN_POST, &mlp));
-    TRY(linear(m, run, s, layer, SITE_GATE_UP, m->h, &e));
-    TRY(cu_activation(&e, c->d_ff, c->activation == ACTIVATION_GELU_TANH, m->act, m->compute));
-    TRY(linear(m, run, s, layer, SITE_DOWN, m->act, &e));
+    if (c->layers[layer].moe) {
+        TRY(cuda_moe_forward(m, run, &s->r, s->columns, layer, &e));
+    } else {
+        TRY(linear(m, run, s, layer, SITE_GATE_UP, m->h, &e));
+        TRY(cu_activation(&e, c->d_ff, c->activation == ACTIVATION_GELU_TANH, m->act, m->compute));
+        TRY(linear(m, run, s, layer, SITE_DOWN, m->act, &e));
+    }
     return end_residual(m, run, s, &e, layer, NORM_MLP_POST, last ? NULL : &next);
 }
 

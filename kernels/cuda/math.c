@@ -22,14 +22,6 @@ static int upload(const struct tensor *t, float **out, struct err *err)
     return rc;
 }
 
-static const struct cuda_matrix *matrix_of(const struct device_model *m,
-                                           const struct weight_place *p)
-{
-    if (p->site == SITE_EMBED)
-        return &m->embed;
-    return p->site == SITE_HEAD ? &m->head : &m->layers[p->layer].sites[cuda_layer_site(p->site)];
-}
-
 static int row_norms(struct backend *be, struct device_model *m, const struct bound_part *part,
                      double *out, struct err *err)
 {
@@ -37,7 +29,7 @@ static int row_norms(struct backend *be, struct device_model *m, const struct bo
     const struct weight_place *p = &part->target->place;
     if (p->kind != WEIGHT_MATRIX || part->module->n_experts)
         return err_set(err, ERR_REFUSED, "%s: no row norms of this weight", part->module->name);
-    const struct cuda_matrix *w = matrix_of(m, p);
+    const struct cuda_matrix *w = cuda_site_matrix(m, p->site, p->layer);
     bool embedding = p->site == SITE_EMBED;
     uint32_t n = embedding ? w->n_cols : part->target->d_out, rank = part->module->rank;
     float *a = NULL, *b = NULL;

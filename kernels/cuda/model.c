@@ -18,6 +18,12 @@ void cuda_site_shape(const struct model_config *c, enum site site, uint32_t *n_r
         *n_rows = 2 * c->d_ff;
     } else if (site == SITE_DOWN) {
         *n_cols = c->d_ff;
+    } else if (site == SITE_ROUTER) {
+        *n_rows = c->n_experts;
+    } else if (site == SITE_EXPERTS_GATE_UP) {
+        *n_rows = 2 * c->d_expert;
+    } else if (site == SITE_EXPERTS_DOWN) {
+        *n_cols = c->d_expert;
     } else {
         *n_rows = c->vocab_size;
     }
@@ -41,6 +47,32 @@ static int allocate_matrix(struct cuda_matrix *m, uint32_t n_rows, uint32_t n_co
     return cuda_check(cudaMalloc(&m->data, (size_t)n_rows * n_cols * 2), "memory for weights", err);
 }
 
+/* Sites of a layer that have a matrix of their own: with experts, only those of attention. */
+static int dense_sites(const struct model_config *c, uint32_t layer)
+{
+    return c->layers[layer].moe ? 2 : CUDA_LAYER_SITES;
+}
+
+static int allocate_layer(struct device_model *m, uint32_t layer, struct err *err)
+{
+    const struct model_config *c = m->config;
+    struct cuda_layer *l = &m->layers[layer];
+    uint32_t rows, cols;
+    int rc = 0;
+    for (int s = 0; rc == 0 && s < dense_sites(c, layer); s++) {
+        cuda_site_shape(c, layer_sites[s], &rows, &cols);
+        rc = allocate_matrix(&l->sites[s], rows, cols, err);
+    }
+    if (rc || !c->layers[layer].moe)
+        return rc;
+    rc = allocate_matrix(&l->router, c->n_experts, c->d_model, err);
+    for (int i = 0; rc == 0 && i < 2; i++) {
+        cuda_site_shape(c, i ? SITE_EXPERTS_DOWN : SITE_EXPERTS_GATE_UP, &rows, &cols);
+        rc = allocate_matrix(&l->experts[i], c->n_experts * rows, cols, err);
+    }
+    return rc;
+}
+
 static int allocate_weights(struct device_model *m, struct err *err)
 {
     const struct model_config *c = m->config;
@@ -49,13 +81,8 @@ static int allocate_weights(struct device_model *m, struct err *err)
         m->head = m->embed;
     else if (rc == 0)
         rc = allocate_matrix(&m->head, c->vocab_size, c->d_model, err);
-    for (uint32_t i = 0; rc == 0 && i < c->n_layers; i++) {
-        for (int s = 0; rc == 0 && s < CUDA_LAYER_SITES; s++) {
-            uint32_t rows, cols;
-            cuda_site_shape(c, layer_sites[s], &rows, &cols);
-            rc = allocate_matrix(&m->layers[i].sites[s], rows, cols, err);
-        }
-    }
+    for (uint32_t i = 0; rc == 0 && i < c->n_layers; i++)
+        rc = allocate_layer(m, i, err);
     return rc;
 }
 
@@ -134,6 +161,9 @@ static void free_layer(struct cuda_layer *l)
     }
     for (int i = 0; i < NORM_COUNT; i++)
         cudaFree(l->norms[i]);
+    cudaFree(l->router.data);
+    cudaFree(l->experts[0].data);
+    cudaFree(l->experts[1].data);
 }
 
 void cuda_model_free(struct backend *be, struct device_model *m)
@@ -178,10 +208,14 @@ int cuda_model_bytes(struct backend *be, const struct model_config *c,
     (void)be;
     (void)err;
     uint64_t n = (uint64_t)c->vocab_size * c->d_model * (c->tied_embeddings ? 1 : 2);
-    for (int s = 0; s < CUDA_LAYER_SITES; s++) {
-        uint32_t rows, cols;
-        cuda_site_shape(c, layer_sites[s], &rows, &cols);
-        n += (uint64_t)rows * cols * c->n_layers;
+    for (uint32_t i = 0; i < c->n_layers; i++) {
+        for (int s = 0; s < dense_sites(c, i); s++) {
+            uint32_t rows, cols;
+            cuda_site_shape(c, layer_sites[s], &rows, &cols);
+            n += (uint64_t)rows * cols;
+        }
+        if (c->layers[i].moe)
+            n += (uint64_t)c->n_experts * c->d_model * (1 + 3ull * c->d_expert);
     }
     *weights = n * 2;
     *scratch = cuda_scratch_bytes(c, limits);
@@ -314,16 +348,33 @@ int cuda_load_vector(struct device_model *m, float **to, uint32_t n_all, uint32_
     return rc;
 }
 
+struct cuda_matrix *cuda_site_matrix(struct device_model *m, enum site site, uint32_t layer)
+{
+    struct cuda_layer *l = &m->layers[layer];
+    int s = cuda_layer_site(site);
+    if (s >= 0)
+        return &l->sites[s];
+    if (site == SITE_EXPERTS_GATE_UP || site == SITE_EXPERTS_DOWN)
+        return &l->experts[site == SITE_EXPERTS_DOWN];
+    return site == SITE_ROUTER ? &l->router : site == SITE_EMBED ? &m->embed : &m->head;
+}
+
+/* A matrix or rows of one; experts: one of them or rows of it, or all at once in three dimensions.
+ */
 static int load_matrix(struct device_model *m, const struct weight_place *p,
                        const struct tensor *src, const struct weight_source *from, struct err *err)
 {
-    int s = cuda_layer_site(p->site);
-    struct cuda_matrix *to = s >= 0                  ? &m->layers[p->layer].sites[s]
-                             : p->site == SITE_EMBED ? &m->embed
-                                                     : &m->head;
-    if (src->n_dims != 2 || src->shape[1] != to->n_cols || src->shape[0] + p->row0 > to->n_rows)
+    struct cuda_matrix *to = cuda_site_matrix(m, p->site, p->layer);
+    uint32_t rows, cols, at = p->row0;
+    cuda_site_shape(m->config, p->site, &rows, &cols);
+    bool all = src->n_dims == 3;
+    uint64_t n_rows = all ? src->shape[0] * src->shape[1] : src->shape[0];
+    if (p->expert > 0)
+        at += (uint32_t)p->expert * rows;
+    if (!to->data || src->n_dims < 2 || src->n_dims > 3 || src->shape[src->n_dims - 1] != cols ||
+        (all && (n_rows != to->n_rows || at != 0)) || n_rows + at > to->n_rows)
         return err_set(err, ERR_INTERNAL, "weight_load: shape does not fit its place");
-    return copy_bf16(m, (char *)to->data + (size_t)p->row0 * to->n_cols * 2, src, from, err);
+    return copy_bf16(m, (char *)to->data + (size_t)at * cols * 2, src, from, err);
 }
 
 static int load_small(struct device_model *m, const struct weight_place *p,

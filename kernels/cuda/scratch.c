@@ -98,7 +98,7 @@ uint64_t cuda_scratch_bytes(const struct model_config *c, const struct step_limi
     uint64_t sum = 0;
     for (size_t i = 0; i < n; i++)
         sum += w[i].bytes;
-    return sum;
+    return sum + cuda_moe_bytes(c, l);
 }
 
 static int open_rope(struct device_model *m, struct err *err)
@@ -201,6 +201,7 @@ int cuda_scratch_open(struct device_model *m, struct err *err)
                        BACKEND_CHUNK_BYTES);
     m->pages_per_chunk = (uint32_t)(BACKEND_CHUNK_BYTES / m->page_bytes);
     int rc = open_rope(m, err);
+    rc = rc ? rc : cuda_moe_open(m, err);
     return rc ? rc : open_plans(m, err);
 }
 
@@ -210,6 +211,7 @@ void cuda_scratch_free(struct device_model *m)
     size_t n = list_wanted(m, m->config, &m->limits, w);
     for (size_t i = 0; i < n; i++)
         cudaFree(*(void **)w[i].to);
+    cuda_moe_free(m);
 }
 
 int cuda_pool_open(struct backend *be, struct device_model *m, uint32_t n_chunks, struct err *err)

