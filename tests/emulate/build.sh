@@ -20,7 +20,7 @@ for f in kernels/cuda/*.cu kernels/cuda/*.cuh; do
     [ "${f##*/}" = common.cuh ] && continue
     perl -0pe '
         s/extern __shared__ __align__\(\d+\) uint8_t (\w+)\[\];/uint8_t *$1 = emu_dynamic_shared();/g;
-        s/(\w+)<<<(.*?)>>>\(/emu_launch($1, $2)(/gs;
+        s/(\w+(?:<[\w, ]+>)?)<<<(.*?)>>>\(/emu_launch($1, $2)(/gs;
         s/asm volatile\("movmatrix[^"]*"\s*:\s*"=r"\((.*?)\)\s*:\s*"r"\((\w+)\)\);/emu_movmatrix(&$1, $2);/gs;
         s/asm volatile\(\s*"(prefetch|discard|cp\.async\.bulk\.prefetch)[^;]*;[^;]*;/;/gs;
     ' "$f" | update "$src/$f"
