@@ -114,10 +114,11 @@ static int pull(struct session *x, struct store *s, const struct registry_ref *r
         fprintf(stderr, "warning: %s\n", json_string_value(note));
     }
     if (!rc && x->ctx->json)
-        cmd_print_json(json_pack("{s:O,s:s+,s:I,s:I,s:I,s:b}", "adapters", x->adapters, "digest",
-                                 "sha256:", report.digest, "blobs", (json_int_t)report.n_blobs,
-                                 "present", (json_int_t)report.n_present, "bytes",
-                                 (json_int_t)report.bytes, "dry_run", dry_run));
+        cmd_print_json(json_pack("{s:O,s:s+,s:I,s:I,s:I,s:I,s:b}", "adapters", x->adapters,
+                                 "digest", "sha256:", report.digest, "blobs",
+                                 (json_int_t)report.n_blobs, "present",
+                                 (json_int_t)report.n_present, "bytes", (json_int_t)report.bytes,
+                                 "resumed", (json_int_t)report.resumed, "dry_run", dry_run));
     json_decref(notes);
     registry_free(r);
     base_model_free(base);
@@ -191,7 +192,8 @@ const struct command command_pull = {
     .description =
         "Fetches every adapter of the image or index, files that the store has excepted, checks "
         "all\n"
-        "of it as `lora import` does, and keeps it under the names that it was pushed under.",
+        "of it as `lora import` does, and keeps it under the names that it was pushed under.\n"
+        "A pull that was cut off is gone on with by the next one, from where each file had got.",
     .examples = "lora pull registry.example.com/adapters/support-bot:v1\n"
                 "lora pull localhost:5000/team --plain-http",
     .min_args = 1,

@@ -4,6 +4,8 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include "libcore/base/file.h"
 #include "libcore/base/strbuf.h"
@@ -45,11 +47,12 @@ static int check_room(const struct arriving *a, struct err *err)
                          (unsigned long long)a->size, (unsigned long long)room);
 }
 
-int arriving_open(struct arriving **out, const char *path, uint64_t size, const char *what,
-                  struct err *err)
+/* Opens the file with these flags, and what its bytes go through. */
+static int open_arriving(struct arriving **out, const char *path, int flags, uint64_t size,
+                         const char *what, struct err *err)
 {
-    *out = NULL;
     struct arriving *a = sys_calloc(1, sizeof *a);
+    *out = a;
     if (!a)
         return err_set(err, ERR_NO_MEMORY, "%s: no memory", what);
     a->fd = -1;
@@ -58,7 +61,7 @@ int arriving_open(struct arriving **out, const char *path, uint64_t size, const 
     a->path = sys_strdup(path);
     int rc = a->path ? 0 : err_set(err, ERR_NO_MEMORY, "no memory");
     if (!rc) {
-        a->fd = sys_open(path, O_RDWR | O_CREAT | O_EXCL, 0666);
+        a->fd = sys_open(path, O_RDWR | O_CREAT | flags, 0666);
         if (a->fd < 0)
             rc = err_set_errno(err, errno, "%s: cannot create", path);
     }
@@ -68,12 +71,18 @@ int arriving_open(struct arriving **out, const char *path, uint64_t size, const 
         rc = safetensors_stream_open(&a->stream, size, err);
     if (!rc)
         rc = block_pipe_open(&a->pipe, size, hash_block, a->stream, err);
+    return rc;
+}
+
+int arriving_open(struct arriving **out, const char *path, uint64_t size, const char *what,
+                  struct err *err)
+{
+    int rc = open_arriving(out, path, O_EXCL, size, what, err);
     if (rc) {
-        arriving_free(a);
-        return rc;
+        arriving_free(*out);
+        *out = NULL;
     }
-    *out = a;
-    return 0;
+    return rc;
 }
 
 /* Writes what is in the slot and passes it on. */
@@ -127,6 +136,52 @@ int arriving_write(struct arriving *a, const void *data, size_t n, struct err *e
         n -= k;
     }
     return rc;
+}
+
+/* Hashes the bytes that are there, and puts what comes behind them. */
+static int take_existing(struct arriving *a, struct err *err)
+{
+    struct stat st;
+    if (sys_flock(a->fd, LOCK_EX | LOCK_NB) != 0)
+        return err_set(err, ERR_LOCKED, "%s: another process fetches it", a->path);
+    if (sys_fstat(a->fd, &st) != 0)
+        return err_set_errno(err, errno, "%s: cannot stat", a->path);
+    uint64_t there = (uint64_t)st.st_size <= a->size ? (uint64_t)st.st_size : 0;
+    int rc = 0;
+    a->in_place = true;
+    while (!rc && a->taken < there) {
+        size_t room;
+        void *slot = arriving_slot(a, &room);
+        size_t n = there - a->taken < room ? (size_t)(there - a->taken) : room;
+        rc = file_pread_all(a->fd, slot, n, a->taken, a->path, err);
+        if (!rc)
+            rc = arriving_filled(a, n, err);
+    }
+    if (!rc)
+        rc = flush(a, err);
+    a->in_place = false;
+    if (!rc &&
+        (sys_ftruncate(a->fd, (off_t)there) != 0 || lseek(a->fd, (off_t)there, SEEK_SET) < 0))
+        rc = err_set_errno(err, errno, "%s: cannot go on with it", a->path);
+    return rc;
+}
+
+int arriving_open_partial(struct arriving **out, const char *path, uint64_t size, const char *what,
+                          struct err *err)
+{
+    int rc = open_arriving(out, path, 0, size, what, err);
+    if (!rc)
+        rc = take_existing(*out, err);
+    if (rc) {
+        arriving_free(*out);
+        *out = NULL;
+    }
+    return rc;
+}
+
+int arriving_keep(struct arriving *a, struct err *err)
+{
+    return flush(a, err);
 }
 
 void arriving_skip_values(struct arriving *a)

@@ -21,6 +21,13 @@ struct arriving;
  * borrowed. ERR_LIMIT when the disk has not the room. Free with arriving_free(). */
 int arriving_open(struct arriving **out, const char *path, uint64_t size, const char *what,
                   struct err *err);
+/* The same for a file that an earlier try may have begun: what is there is hashed, and what comes
+ * goes behind it (arriving_bytes() says where). ERR_LOCKED: another process is at it. */
+int arriving_open_partial(struct arriving **out, const char *path, uint64_t size, const char *what,
+                          struct err *err);
+/* Before an arriving_free() without arriving_finish(): all that came shall be found by the next
+ * try. */
+int arriving_keep(struct arriving *a, struct err *err);
 int arriving_write(struct arriving *a, const void *data, size_t n, struct err *err);
 /* The same without a copy: where the next bytes go, `room` of them at most (never 0 before the
  * end); then how many were put there. */

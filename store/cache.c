@@ -5,11 +5,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include "libcore/base/file.h"
 #include "libcore/base/strbuf.h"
 #include "libcore/base/sys.h"
+#include "libcore/base/thread.h"
 
 /* A pack file: this, then the bytes. In the machine's own byte order: packs are, too. */
 struct pack_header {
@@ -377,6 +379,64 @@ static int sweep_kind(struct store *s, const char *kind, struct id_set *keep, bo
     return rc;
 }
 
+// ---- downloads that broke off ------------------------------------------------------------------
+
+enum { PARTIAL_DAYS = 7 };
+
+char *cache_partial_path(const char *root, const char *digest, struct err *err)
+{
+    char *folder = path_of(root, "partial", "", NULL, err), *path = NULL;
+    if (folder && file_make_folders(folder, err) == 0) {
+        path = file_join(folder, digest);
+        if (!path)
+            err_set(err, ERR_NO_MEMORY, "%s: no memory for a path", root);
+    }
+    sys_free(folder);
+    return path;
+}
+
+/* Whether nobody touched it for days, and nobody has it open to go on with. */
+static bool is_given_up(const char *path, uint64_t *bytes)
+{
+    struct stat st;
+    int fd = sys_open(path, O_RDONLY, 0);
+    if (fd < 0)
+        return false;
+    bool old =
+        sys_fstat(fd, &st) == 0 &&
+        (uint64_t)st.st_mtim.tv_sec + PARTIAL_DAYS * 86400u < thread_unix_ns() / 1000000000u &&
+        sys_flock(fd, LOCK_EX | LOCK_NB) == 0;
+    *bytes = old ? (uint64_t)st.st_size : 0;
+    sys_close(fd);
+    return old;
+}
+
+static int sweep_partial(struct store *s, bool dry_run,
+                         void (*removed)(void *arg, const char *name, uint64_t bytes), void *arg,
+                         struct err *err)
+{
+    char *folder = path_of(s->path, "partial", "", NULL, err), **names = NULL;
+    size_t n = 0;
+    int rc = folder ? 0 : ERR_NO_MEMORY;
+    if (!rc && file_list(folder, &names, &n, NULL) != 0)
+        n = 0;
+    for (size_t i = 0; !rc && i < n; i++) {
+        uint64_t bytes;
+        char *path = file_join(folder, names[i]);
+        rc = path ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", folder);
+        if (!rc && is_given_up(path, &bytes)) {
+            if (removed)
+                removed(arg, path, bytes);
+            if (!dry_run)
+                sys_unlink(path);
+        }
+        sys_free(path);
+    }
+    file_free_names(names, n);
+    sys_free(folder);
+    return rc;
+}
+
 int cache_sweep(struct store *s, struct id_set *keep, uint64_t cap_bytes, bool dry_run,
                 void (*removed)(void *arg, const char *name, uint64_t bytes), void *arg,
                 struct err *err)
@@ -384,5 +444,7 @@ int cache_sweep(struct store *s, struct id_set *keep, uint64_t cap_bytes, bool d
     int rc = sweep_kind(s, "objects", keep, dry_run, removed, arg, err);
     if (!rc)
         rc = sweep_kind(s, "packs", keep, dry_run, removed, arg, err);
+    if (!rc)
+        rc = sweep_partial(s, dry_run, removed, arg, err);
     return rc ? rc : trim(s->path, cap_bytes, dry_run, removed, arg, err);
 }

@@ -2,7 +2,8 @@
  * cache: cache/ of a store: what can be made again. Packs (a back end's image of an adapter) as
  * cache/packs/<content id>/<hash of key>, each with its own digest; folders of links
  * to an object's blobs under the files' own names as cache/objects/<id>/. Compiled
- * vocabularies in cache/tokenizer/ are cmd's; they count, and go, like packs. Safe to delete at any
+ * vocabularies in cache/tokenizer/ are cmd's; they count, and go, like packs. Downloads that broke
+ * off lie in cache/partial/. Safe to delete at any
  * time, also while others use it. Thread rule: every function may be called from any thread; none
  * needs the store's lock.
  */
@@ -30,7 +31,12 @@ struct cache_link {
 int cache_link_folder(const char *root, const char *id, const struct cache_link *links,
                       size_t n_links, char **folder, struct err *err);
 
-/* Removes what belongs to no object of `keep`, and packs beyond cap_bytes (0: all of them). */
+/* cache/partial/<digest>: a download that broke off, for the next try to go on with; the folder is
+ * made. The caller's; NULL with err set. */
+char *cache_partial_path(const char *root, const char *digest, struct err *err);
+
+/* Removes what belongs to no object of `keep`, and packs beyond cap_bytes (0: all of them), and
+ * downloads that nobody has gone on with for a week. */
 int cache_sweep(struct store *s, struct id_set *keep, uint64_t cap_bytes, bool dry_run,
                 void (*removed)(void *arg, const char *name, uint64_t bytes), void *arg,
                 struct err *err);

@@ -47,6 +47,7 @@ void registry_free(struct registry *r);
 struct registry_report {
     size_t n_blobs, n_present, n_mounted; // blobs; of them there already, mounted
     uint64_t bytes;                       // sent, or received
+    uint64_t resumed;                     // bytes that an earlier pull had received
     char digest[STORE_ID_CHARS + 1];      // of the image
 };
 

@@ -4,6 +4,7 @@
 
 #include "libcore/base/file.h"
 #include "libcore/base/sys.h"
+#include "store/cache.h"
 #include "store/import_pack_impl.h"
 #include "store/registry_impl.h"
 
@@ -146,12 +147,13 @@ static int walk(struct pull *p, struct connection *c, const char *text, size_t n
 
 // ---- blobs -------------------------------------------------------------------------------------
 
-static void count(struct pull *p, size_t *counter, uint64_t bytes)
+static void count(struct pull *p, size_t *counter, uint64_t bytes, uint64_t resumed)
 {
     pthread_mutex_lock(&p->mutex);
     if (counter)
         ++*counter;
     p->out->bytes += bytes;
+    p->out->resumed += resumed;
     pthread_mutex_unlock(&p->mutex);
 }
 
@@ -248,33 +250,97 @@ static int download(struct pull *p, struct connection *c, const struct arrival *
     return 0;
 }
 
+/* Where a blob comes to: a file in the cache that outlives a pull which is cut off, or without a
+ * store, or when another pull is at that file, one in the work folder. */
+struct place {
+    char *partial; // NULL: the work folder
+    struct arriving *to;
+    uint64_t begun; // bytes that were there
+};
+
+enum { PARTIAL_BYTES = 64 << 10 }; // less is fetched again as quickly
+
+static int open_place(struct pull *p, const struct arrival *a, bool fresh, struct place *place,
+                      struct err *err)
+{
+    *place = (struct place){0};
+    if (p->l->s && !p->l->opt->dry_run && a->size >= PARTIAL_BYTES)
+        place->partial = cache_partial_path(p->l->s->path, a->digest, NULL);
+    if (place->partial && fresh)
+        sys_unlink(place->partial);
+    if (place->partial &&
+        arriving_open_partial(&place->to, place->partial, a->size, a->name, NULL) == 0) {
+        place->begun = arriving_bytes(place->to);
+        return 0;
+    }
+    sys_free(place->partial);
+    place->partial = NULL;
+    return arriving_open(&place->to, a->path, a->size, a->name, err);
+}
+
+/* What was received is kept where more may follow. */
+static void close_place(struct place *place, int rc)
+{
+    bool keep = rc && rc != ERR_CORRUPT;
+    if (place->partial && keep)
+        arriving_keep(place->to, NULL);
+    else if (place->partial && rc)
+        sys_unlink(place->partial);
+    arriving_free(place->to);
+    sys_free(place->partial);
+}
+
+static int check_blob(const struct pull *p, const struct arrival *a, const struct digest *d,
+                      struct err *err)
+{
+    char hex[DIGEST_HEX_CHARS + 1];
+    digest_hex(d, hex);
+    return strcmp(hex, a->digest) == 0
+               ? 0
+               : err_set(err, ERR_CORRUPT, "%s/%s: %s: its digest is %.12s, wanted %.12s",
+                         p->r->ref.host, p->r->ref.repo, a->name, hex, a->digest);
+}
+
+/* fresh: what an earlier pull left is not trusted. *begun: it was gone on with. */
+static int fetch(struct pull *p, struct connection *c, struct arrival *a, bool fresh,
+                 uint64_t *begun, struct err *err)
+{
+    struct place place;
+    struct digest d;
+    int rc = open_place(p, a, fresh, &place, err);
+    *begun = place.begun;
+    if (!rc && (place.begun < a->size || !a->size))
+        rc = download(p, c, a, place.to, err);
+    if (!rc)
+        rc = arriving_finish(place.to, &d, err);
+    if (!rc)
+        rc = check_blob(p, a, &d, err);
+    if (!rc && place.partial && sys_rename(place.partial, a->path) != 0)
+        rc = err_set_errno(err, errno, "%s: cannot rename to it", a->path);
+    if (!rc)
+        a->weights = arriving_take_weights(place.to);
+    close_place(&place, rc);
+    return rc;
+}
+
 static int fetch_blob(void *arg, struct connection *c, size_t i, struct err *err)
 {
     struct pull *p = arg;
     struct arrival *a = &p->l->files.items[p->fetches[i].idx];
-    struct arriving *to = NULL;
-    struct digest d;
-    char hex[DIGEST_HEX_CHARS + 1];
+    uint64_t begun;
     if (link_own(p, a)) {
-        count(p, &p->out->n_present, 0);
+        count(p, &p->out->n_present, 0, 0);
         return 0;
     }
-    int rc = arriving_open(&to, a->path, a->size, a->name, err);
+    int rc = fetch(p, c, a, false, &begun, err);
+    // The fault may lie in what was there before.
+    if (rc == ERR_CORRUPT && begun) {
+        err_clear(err);
+        rc = fetch(p, c, a, true, &begun, err);
+    }
     if (!rc)
-        rc = download(p, c, a, to, err);
-    if (!rc)
-        rc = arriving_finish(to, &d, err);
-    if (!rc)
-        a->weights = arriving_take_weights(to);
-    arriving_free(to);
-    if (rc)
-        return rc;
-    digest_hex(&d, hex);
-    if (strcmp(hex, a->digest) != 0)
-        return err_set(err, ERR_CORRUPT, "%s/%s: %s: its digest is %.12s, wanted %.12s",
-                       p->r->ref.host, p->r->ref.repo, a->name, hex, a->digest);
-    count(p, NULL, a->size);
-    return 0;
+        count(p, NULL, a->size - begun, begun);
+    return rc;
 }
 
 // ---- all of it ---------------------------------------------------------------------------------

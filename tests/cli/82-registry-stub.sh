@@ -35,6 +35,40 @@ for mode in broken brokenstart; do
     clean $mode 4
 done
 like "$(grep -c 'broken/blobs.* 206 ' "$TMP/log")" '^[1-9]' "…with ranges"
+# A pull that is killed has kept what it received; the next one goes on from there.
+partial_size() { stat -c %s "$TMP/stall/cache/partial/"* 2>/dev/null | sort -n | tail -1; }
+HALF=$(($(stat -c %s "$TMP/layout/blobs/sha256/"* | sort -n | tail -1) / 4))
+(exec lora pull "$HOST/stall:v1" --plain-http --store "$TMP/stall") >/dev/null 2>&1 &
+PULL=$!
+more_than() { [ "$(partial_size || echo 0)" -gt "$HALF" ] 2>/dev/null; }
+ok "a pull is killed half-way" eventually more_than
+kill -9 $PULL
+wait $PULL 2>/dev/null
+ok "…fsck has nothing to say of it" lora fsck --store "$TMP/stall"
+lora gc --store "$TMP/stall" >/dev/null
+ok "…gc keeps what may be gone on with" more_than
+: >"$TMP/log"
+ok "the next pull goes on with it" pull stall --json
+like "$(json "$OUT" .resumed)" '^[1-9]' "…and says with how many bytes"
+like "$(grep -c 'stall/blobs.* 206 ' "$TMP/log")" '^1$' "…by a range"
+is "$(json "$OUT" .adapters[0].id)" "$(lora inspect math-lora --json | jsonq .id)" "…to the same content"
+is "$(ls "$TMP/stall/cache/partial")" "" "…and leaves nothing of it"
+clean stall 4
+# What lies there may be spoiled, or too long: then it is fetched from the beginning.
+LARGE=$(ls -S "$TMP/layout/blobs/sha256" | head -1)
+for bytes in 1000 9999999; do
+    rm -rf "$TMP/fine2"
+    mkdir -p "$TMP/fine2"
+    lora import "$TINYTALK/adapters/sort-lora" --store "$TMP/fine2" -q >/dev/null
+    mkdir -p "$TMP/fine2/cache/partial"
+    head -c $bytes /dev/zero >"$TMP/fine2/cache/partial/$LARGE"
+    ok "$bytes bytes of something else do not matter" lora pull "$HOST/fine:v1" --plain-http --store "$TMP/fine2" --json
+    is "$(json "$OUT" .resumed)" 0 "…and are not counted"
+done
+touch -d '8 days ago' "$(mkdir -p "$TMP/fine2/cache/partial" && echo "$TMP/fine2/cache/partial/$LARGE")"
+lora gc --store "$TMP/fine2" >/dev/null
+is "$(ls "$TMP/fine2/cache/partial")" "" "gc takes what nobody has gone on with for a week"
+
 ok "429 with Retry-After is waited for" pull busy
 ok "503 is tried again" pull flaky
 exits 1 "429 for an hour is one clear error" pull busylong

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import threading
+import time
 
 layout, port_file, log_file = sys.argv[1:4]
 top = json.load(open(os.path.join(layout, "index.json")))["manifests"][0]
@@ -112,13 +113,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 data = data[:len(data) // 2]
             elif mode == "long":
                 data = data + b"x"
-            elif mode in ("broken", "brokenstart", "cutalways"):
+            elif mode in ("broken", "brokenstart", "cutalways", "stall"):
                 begin = 0
                 wanted = re.match(r"bytes=(\d+)-$", self.headers.get("Range", ""))
                 if wanted and mode != "brokenstart":
                     begin = int(wanted[1])
                 part = data[begin:]
                 n = nth(mode, self.path)
+                if mode == "stall" and n == 1: # half of it, and then nothing for long
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data[:len(data) // 2])
+                    self.wfile.flush()
+                    return time.sleep(600)
+                if mode == "stall":
+                    n = 9
                 cut = 0 if mode == "cutalways" else len(data) // 4 if n <= 3 and mode == "broken" else len(data) // 2 if n == 1 else None
                 if begin:
                     headers["Content_Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"

@@ -113,6 +113,51 @@ TEST(what_arrives_is_hashed_and_counted)
     sys_free(path);
 }
 
+static struct digest digest_of(const char *data, size_t n)
+{
+    struct digest d = {{0}};
+    struct err err = {0};
+    EXPECT(digest_buffer(data, n, &d, &err) == 0);
+    return d;
+}
+
+TEST(what_arrived_in_part_is_gone_on_with)
+{
+    enum { SIZE = (3 << 20) + 77 };
+    struct err err = {0};
+    struct arriving *a, *b;
+    struct digest got, want;
+    char *path = tmp_path("partial"), *data = malloc(SIZE);
+    for (size_t i = 0; i < SIZE; i++)
+        data[i] = (char)(i * 7 + i / 1000);
+    want = digest_of(data, SIZE);
+    size_t at = 0, step = 1;
+    for (; at + step < SIZE; step = step * 5 + 3) {
+        CHECK_OK(arriving_open_partial(&a, path, SIZE, "input", &err), err);
+        CHECK_INT(arriving_bytes(a), at);
+        CHECK_CODE(arriving_open_partial(&b, path, SIZE, "input", &err), ERR_LOCKED, err);
+        CHECK_OK(arriving_write(a, data + at, step, &err), err);
+        CHECK_OK(arriving_keep(a, &err), err);
+        arriving_free(a);
+        at += step;
+    }
+    CHECK_OK(arriving_open_partial(&a, path, SIZE, "input", &err), err);
+    CHECK_OK(arriving_write(a, data + at, SIZE - at, &err), err);
+    CHECK_OK(arriving_finish(a, &got, &err), err);
+    EXPECT(digest_equal(&got, &want));
+    arriving_free(a);
+    CHECK_OK(digest_file(path, &got, NULL, &err), err);
+    EXPECT(digest_equal(&got, &want));
+    // What is longer than it may be is begun again.
+    sys_chmod(path, 0644);
+    CHECK_OK(arriving_open_partial(&a, path, 1000, "input", &err), err);
+    EXPECT_INT(arriving_bytes(a), 0);
+    arriving_free(a);
+    sys_unlink(path);
+    free(data);
+    sys_free(path);
+}
+
 TEST(references_to_registries)
 {
     static const char *const bad[] = {
