@@ -39,12 +39,12 @@ LIBCORE := \
   $(addprefix libcore/text/jinja_,attr call case compare dict eval exec filters_lazy filters_misc \
     filters_seq filters_text format globals iter json lex loop methods methods_find methods_make \
     methods_split ops parse parse_expr parse_ops render repr scope strformat tests text value) \
-  $(addprefix libcore/model/,arch_gemma arch_llama arch_mixtral arch_phi arch_qwen bind bind_coverage \
+  $(addprefix libcore/model/,float8 arch_gemma arch_llama arch_mixtral arch_phi arch_qwen bind bind_coverage \
     bind_variants config config_rope fingerprint load weight_file \
     module) \
   $(addprefix libcore/merge/,blend check combine combine_methods combine_module combine_rest companions each estimate explain \
-    explain_pair extract extract_side factors initial into_base plan plan_layout plan_tensors random recipe resize stream \
-    stream_block stream_list svd svd_subspace values values_avx2 values_avx512 values_device values_exact values_narrow values_plain \
+    explain_pair extract extract_side factors initial into_base plan plan_float8 plan_layout plan_tensors random recipe resize stream \
+    stream_block stream_float8 stream_list svd svd_subspace values values_avx2 values_avx512 values_device values_exact values_float8 values_narrow values_plain \
     values_wide work) \
   $(addprefix libcore/engine/,adapter_load adapter_place adapter_pool admission batch device_pool engine engine_worker \
     fair kv_cache prefix_cache scheduler sequence trace) \

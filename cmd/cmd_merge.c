@@ -8,7 +8,7 @@
 #include "cmd/merge_combine.h"
 #include "cmd/merge_explain.h"
 
-static const char *base_ref, *output, *plan, *apply, *device = "cpu";
+static const char *base_ref, *output, *plan, *apply, *device = "cpu", *float8 = "keep";
 static bool resume, check, resize_embeddings, explain;
 static int64_t n_threads;
 // combining
@@ -117,6 +117,7 @@ static int run(struct cmd_context *ctx, struct err *err)
         .check = check,
         .resize_embeddings = resize_embeddings || recipe.resize_embeddings,
         .n_threads = (unsigned)n_threads,
+        .float8_to_bf16 = strcmp(float8, "bf16") == 0 || recipe.float8_to_bf16,
         .device = device,
     };
     if (!rc)
@@ -218,6 +219,13 @@ static const struct option options[] = {
      .type = OPTION_FLAG,
      .value = &resize_embeddings,
      .help = "Let the adapter bring more embedding rows (added tokens) than the base has."},
+    {.long_name = "float8",
+     .type = OPTION_STRING,
+     .value = &float8,
+     .choices = "keep,bf16",
+     .help =
+         "Of a base in 8-bit floats: keep them (a scale changes only where its values would not "
+         "fit), or write them all as BF16."},
     {.long_name = "threads",
      .type = OPTION_INT,
      .value = &n_threads,

@@ -69,7 +69,9 @@ static int open_plan(struct session *x, bool survey, struct err *err)
         return no_memory(err);
     for (size_t i = 0; i < x->in->n; i++)
         adapters[i] = (struct merge_adapter){x->in->items[i].adapter, x->in->items[i].weight};
-    x->plan_options = (struct merge_options){.resize_embeddings = x->opt->resize_embeddings,
+    x->plan_options = (struct merge_options){.float8 = x->opt->float8_to_bf16 ? MERGE_FLOAT8_BF16
+                                                                              : MERGE_FLOAT8_KEEP,
+                                             .resize_embeddings = x->opt->resize_embeddings,
                                              .headers_only = survey,
                                              .n_threads = x->opt->n_threads};
     int rc = survey ? merge_plan_survey(&x->plan, x->in->base_folder, adapters, x->in->n,

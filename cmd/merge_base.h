@@ -10,7 +10,7 @@ struct merge_base_options {
     const char *output;          // NULL with plan alone
     const char *plan;            // file to write the plan to, "-": stdout
     const struct recipe *recipe; // of --apply; its fingerprint must be the base's
-    bool resume, check, resize_embeddings;
+    bool resume, check, resize_embeddings, float8_to_bf16;
     unsigned n_threads;
     const char *device; // "cpu", "cuda:N", "auto"
 };

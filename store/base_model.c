@@ -9,6 +9,7 @@
 #include "libcore/format/peft.h"
 #include "libcore/model/bind.h"
 #include "libcore/model/fingerprint.h"
+#include "libcore/model/float8.h"
 #include "store/object.h"
 
 /* "org/name" of a hub cache's snapshot, else the folder's own name. */
@@ -50,12 +51,13 @@ int base_model_open_folder(struct base_model **out, const char *folder, struct e
     struct base_model *b = sys_calloc(1, sizeof *b);
     if (!b)
         return err_set(err, ERR_NO_MEMORY, "%s: no memory", folder);
+    struct float8_config float8; // a base to merge into; serve says that it computes with none
     b->sampled = true;
     b->folder = file_real_path(folder, err);
     int rc = b->folder ? 0 : err ? err->code : ERR_FAIL;
     if (!rc) {
         b->name = name_of_folder(folder, err);
-        rc = b->name ? config_read(&b->config, b->folder, err) : ERR_NO_MEMORY;
+        rc = b->name ? config_read_stored(&b->config, &float8, b->folder, err) : ERR_NO_MEMORY;
     }
     if (!rc)
         rc = modules_open(&b->modules, &b->config, err);

@@ -17,9 +17,10 @@ struct factors {
 struct checker {
     const struct merge_plan *p;
     const struct merge_tensor *t;
-    const char *where;        // "file:tensor"
-    const char *base, *found; // of the matrix in hand
-    const char *full;         // NULL: the base is what is added to
+    const char *where;                          // "file:tensor"
+    const char *base, *found;                   // of the matrix in hand
+    const char *full;                           // NULL: the base is what is added to
+    const struct checkpoint_tensor *new_scales; // of 8-bit floats in the result; NULL: none
     size_t n_rows, n_cols, n_base_rows, row0;
     struct factors *factors;
     double *gains; // by column, or NULL
@@ -89,6 +90,33 @@ static const char *row_at(const struct checker *c, const char *data, enum dtype 
     return data + row * c->n_cols * (dtype_bits(t) / 8);
 }
 
+static double value(const struct tensor *t, size_t i)
+{
+    double v;
+    dtype_to_f64(t->dtype, (const char *)t->data + i * (dtype_bits(t->dtype) / 8), &v, 1);
+    return v;
+}
+
+static size_t scale_idx(const struct checker *c, size_t row, size_t col)
+{
+    const struct float8_layout *l = &c->t->scales->layout;
+    return row / l->block_rows * l->n_cols + col / l->block_cols;
+}
+
+/* Values of the base or the result; 8-bit floats with their scales. */
+static void load_base(const struct checker *c, size_t row, size_t j0, size_t n, double *out)
+{
+    enum dtype t = c->t->base->value.dtype;
+    dtype_to_f64(t, row_at(c, c->base, t, row) + j0 * (dtype_bits(t) / 8), out, n);
+    for (size_t j = 0; c->t->scales && j < n; j++)
+        out[j] *= c->t->scales->values[scale_idx(c, row, j0 + j)];
+}
+
+static double new_scale(const struct checker *c, size_t row, size_t col)
+{
+    return c->new_scales ? value(&c->new_scales->value, scale_idx(c, row, col)) : 1;
+}
+
 /* base (or what replaces it) + delta of one row, before any gain. */
 static void sum_row(const struct checker *c, size_t row, double *out)
 {
@@ -96,7 +124,7 @@ static void sum_row(const struct checker *c, size_t row, double *out)
     if (c->full)
         dtype_to_f64(t->full->dtype, row_at(c, c->full, t->full->dtype, row), out, c->n_cols);
     else
-        dtype_to_f64(t->stored.dtype, row_at(c, c->base, t->stored.dtype, row), out, c->n_cols);
+        load_base(c, row, 0, c->n_cols, out);
     for (size_t a = 0; c->factors && a < t->n_terms; a++) {
         const struct factors *f = &c->factors[a];
         for (size_t k = 0; k < f->rank; k++) {
@@ -106,13 +134,6 @@ static void sum_row(const struct checker *c, size_t row, double *out)
                 out[j] += l * r[j];
         }
     }
-}
-
-static double value(const struct tensor *t, size_t i)
-{
-    double v;
-    dtype_to_f64(t->dtype, (const char *)t->data + i * (dtype_bits(t->dtype) / 8), &v, 1);
-    return v;
 }
 
 static void apply_gain(const struct checker *c, size_t row, double *out)
@@ -171,12 +192,13 @@ static void check_row(struct checker *c, struct slot *s, size_t row)
         dtype_to_f64(t, stored, now, n);
         memset(old, 0, sizeof old);
         if (row < c->n_base_rows)
-            dtype_to_f64(t, row_at(c, c->base, t, row) + j0 * size, old, n);
+            load_base(c, row, j0, n, old);
         for (size_t j = 0; j < n; j++) {
-            double wanted = s->row[j0 + j];
+            double wanted = s->row[j0 + j], scale = new_scale(c, row, j0 + j);
+            now[j] *= scale;
             s->delta2 += (wanted - old[j]) * (wanted - old[j]);
             s->off2 += (now[j] - wanted) * (now[j] - wanted);
-            if (!is_near(t, stored + j * size, wanted) && !s->err.code)
+            if (!is_near(t, stored + j * size, scale > 0 ? wanted / scale : 0) && !s->err.code)
                 err_set(&s->err, ERR_CORRUPT, "%s[%zu, %zu]: wanted %.9g, got %.9g", c->where,
                         row + c->row0, j0 + j, wanted, now[j]);
         }
@@ -270,7 +292,7 @@ static int check_changed(struct checker *c, const struct checkpoint_tensor *foun
     c->n_base_rows = x->n_dims == 2 ? (size_t)t->base->value.shape[0] : c->n_rows;
     for (size_t e = 0; e < n; e++) {
         size_t skip = e * c->n_rows * c->n_cols;
-        c->base = (const char *)t->base->value.data + skip * size;
+        c->base = (const char *)t->base->value.data + skip * (dtype_bits(t->base->value.dtype) / 8);
         c->found = (const char *)found->value.data + skip * size;
         c->full =
             t->full ? (const char *)t->full->data + skip * (dtype_bits(t->full->dtype) / 8) : NULL;
@@ -290,6 +312,7 @@ static int check_tensor(struct checker *c, const struct checkpoint *merged,
 {
     const struct merge_tensor *t = c->t;
     const struct checkpoint_tensor *found = checkpoint_find(merged, t->name);
+    bool keeps_scales = t->scales && t->scales->layout.scale && !t->converted;
     char got[96], want[96], where[512];
     snprintf(where, sizeof where, "%s:%s", c->p->shards[t->shard_idx].name, t->name);
     c->where = where;
@@ -299,7 +322,10 @@ static int check_tensor(struct checker *c, const struct checkpoint *merged,
                        dtype_name(t->stored.dtype),
                        tensor_shape_text(&t->stored, want, sizeof want),
                        found ? tensor_shape_text(&found->value, got, sizeof got) : "nothing");
-    if (t->touched) {
+    if (t->scales_of) // judged with the weight that they are of
+        return 0;
+    c->new_scales = keeps_scales ? checkpoint_find(merged, t->scales->layout.scale->name) : NULL;
+    if (t->touched || t->converted) {
         out->n_values += tensor_n_values(&t->stored);
         return check_changed(c, found, err);
     }
@@ -325,6 +351,8 @@ int merge_check(const struct merge_plan *p, const char *folder, struct merge_che
         rc = no_memory(err);
     for (size_t i = 0; !rc && i < p->n_tensors; i++) {
         c.t = &p->tensors[i];
+        if (c.t->dropped)
+            continue;
         rc = check_tensor(&c, merged, out, err);
     }
     for (unsigned i = 0; c.slots && i < n_slots; i++) {

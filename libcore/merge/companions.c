@@ -89,10 +89,14 @@ static int set_field(json_t *config, const char *key, json_t *value)
 static int write_config(const struct merge_plan *p, const char *from, const char *folder,
                         struct err *err)
 {
-    if (!p->untied && !p->n_vocab)
+    if (!p->untied && !p->n_vocab && !p->to_bf16)
         return copy_synced(from, folder, "config.json", err);
     json_t *config;
     int rc = load_json(from, &config, err);
+    if (!rc && p->to_bf16) {
+        json_object_del(config, "quantization_config");
+        json_object_del(json_object_get(config, "text_config"), "quantization_config");
+    }
     if (!rc && p->untied && set_field(config, "tie_word_embeddings", json_false()) != 0)
         rc = no_memory(from, err);
     if (!rc && p->untied && json_is_object(json_object_get(config, "text_config")) &&
@@ -125,6 +129,8 @@ static int write_index(const struct merge_plan *p, const char *from, const char 
     json_t *metadata = json_object_get(index, "metadata");
     for (size_t i = 0; !rc && i < p->n_tensors; i++) {
         const struct merge_tensor *t = &p->tensors[i];
+        if (t->dropped)
+            json_object_del(map, t->name);
         if (t->added &&
             json_object_set_new(map, t->name, json_string(p->shards[t->shard_idx].name)) != 0)
             rc = no_memory(from, err);
@@ -160,6 +166,8 @@ static int write_one(const struct merge_plan *p, const struct merge_run *run, co
         rc = write_config(p, from, folder, err);
     else if (strcmp(name, INDEX) == 0)
         rc = write_index(p, from, folder, err);
+    else if (p->to_bf16 && strcmp(name, "hf_quant_config.json") == 0)
+        rc = 0; // says what is no longer so
     else if (!replacement(run, name))
         rc = copy_synced(from, folder, name, err);
     sys_free(from);

@@ -18,7 +18,8 @@ static int key_of(const struct merge_plan *p, const struct merge_run *run,
     struct strbuf sb;
     struct digest d;
     strbuf_init(&sb);
-    strbuf_addf(&sb, "%s %s %d %u\n", run->origin->version, p->fingerprint, p->untied, p->n_vocab);
+    strbuf_addf(&sb, "%s %s %d %u %d\n", run->origin->version, p->fingerprint, p->untied,
+                p->n_vocab, p->to_bf16);
     for (size_t i = 0; i < p->n_adapters; i++)
         strbuf_addf(&sb, "%s %a\n", p->adapters[i].adapter->content_id, p->adapters[i].weight);
     for (size_t i = 0; i < checkpoint_n_files(p->base); i++) {
@@ -111,7 +112,7 @@ static int check_changed(const struct merge_plan *p, const struct values_stats *
 {
     struct values_stats total = {0};
     for (size_t i = 0; i < p->n_tensors; i++) {
-        if (p->tensors[i].touched)
+        if (p->tensors[i].touched && !p->tensors[i].scales_of)
             values_stats_add(&total, &stats[i]);
     }
     if (total.n_changed || !has_weight(p))

@@ -152,7 +152,7 @@ static void estimate(struct merge_plan *p, unsigned n_threads)
 static int open_base(struct planner *k, const char *folder)
 {
     struct merge_plan *p = k->p;
-    int rc = config_read(&p->config, folder, k->err);
+    int rc = config_read_stored(&p->config, &p->float8, folder, k->err);
     if (!rc)
         rc = modules_open(&p->modules, &p->config, k->err);
     if (!rc)
@@ -172,6 +172,8 @@ static int plan_all(struct planner *k, const char *folder, const struct merge_ad
         rc = bind_one(k, i);
     if (!rc)
         rc = plan_tensors(k);
+    if (!rc)
+        rc = plan_float8(k);
     if (!rc)
         rc = plan_layout(k);
     return rc;

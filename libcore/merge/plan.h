@@ -17,6 +17,7 @@
 #include <jansson.h>
 
 #include "libcore/model/bind.h"
+#include "libcore/model/float8.h"
 #include "libcore/model/fingerprint.h"
 
 struct merge_adapter {
@@ -24,7 +25,14 @@ struct merge_adapter {
     double weight;
 };
 
+/* What becomes of weights that the base stores as 8-bit floats with scales. */
+enum merge_float8 {
+    MERGE_FLOAT8_KEEP, // they stay so; a scale changes only where its block would not fit
+    MERGE_FLOAT8_BF16, // all of them become BF16, and the scales go
+};
+
 struct merge_options {
+    enum merge_float8 float8;
     bool resize_embeddings; // adapters may bring more embedding rows than the base has
     bool headers_only;      // values are not looked at: a saved base layer is taken as it is
     unsigned n_threads;     // for the estimate; 0: all processors
@@ -37,6 +45,13 @@ struct merge_term {
     uint32_t adapter_idx;
 };
 
+/* Of a weight in 8-bit floats: the base's scales. */
+struct merge_scales {
+    struct float8_layout layout; // layout.scale NULL: none
+    const double *values;        // [layout.n_rows, n_cols]
+    uint32_t tensor_idx;         // of the plan's tensors; only with layout.scale
+};
+
 struct merge_tensor {
     const char *name;                     // as the base spells it
     const struct checkpoint_tensor *base; // old values; an untied head's: the embedding's
@@ -44,6 +59,10 @@ struct merge_tensor {
     const struct model_module *module;    // NULL: no weight of the model, copied
     struct weight_place place;
     bool touched, added; // added: a lm_head that the base did not have
+    bool converted;      // changes its type; `touched` says whether an adapter changes it too
+    bool dropped;        // not in the result
+    const struct merge_scales *scales;    // of an 8-bit weight that is touched or converted; NULL
+    const struct merge_tensor *scales_of; // these are the scales of that weight, which is touched
     uint32_t shard_idx;
     uint64_t begin;           // in the new shard's payload
     struct merge_term *terms; // summed in this order
@@ -72,12 +91,14 @@ struct merge_bound {
 struct merge_plan {
     char fingerprint[DIGEST_HEX_CHARS + 1]; // of the base
     struct model_config config;
+    struct float8_config float8;
+    bool to_bf16; // every 8-bit weight is converted
     struct model_modules *modules;
     struct checkpoint *base;
     struct merge_bound *adapters; // by content id
     size_t n_adapters;
     struct merge_tensor *tensors; // the base's by name, then added ones
-    size_t n_tensors, n_touched;
+    size_t n_tensors, n_touched, n_dropped;
     struct merge_shard *shards;
     size_t n_shards;
     bool untied;

@@ -36,7 +36,7 @@ static int order_tensors(struct planner *k, uint32_t shard_idx)
         return plan_no_memory(k);
     size_t n = 0;
     for (uint32_t i = 0; i < p->n_tensors; i++) {
-        if (p->tensors[i].shard_idx == shard_idx)
+        if (p->tensors[i].shard_idx == shard_idx && !p->tensors[i].dropped)
             places[n++] = (struct place){base_begin(p, &p->tensors[i]), i};
     }
     qsort(places, n, sizeof *places, by_begin);
@@ -58,9 +58,9 @@ static bool place_tensors(struct merge_plan *p, struct merge_shard *shard, uint6
         struct merge_tensor *t = &p->tensors[shard->tensors[i]];
         t->begin = *payload;
         *payload += tensor_n_bytes(&t->stored);
-        same = same && !t->added && tensor_same_shape(&t->stored, &t->base->value);
+        same = same && !t->added && !t->converted && tensor_same_shape(&t->stored, &t->base->value);
     }
-    return same;
+    return same && shard->n_tensors == safetensors_count(shard->base);
 }
 
 static void write_metadata(struct strbuf *sb, const struct safetensors *base)

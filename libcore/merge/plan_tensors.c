@@ -143,7 +143,7 @@ static int check_rows(struct planner *k, struct merge_tensor *t)
 static int check_type(struct planner *k, const struct merge_tensor *t)
 {
     enum dtype d = t->stored.dtype;
-    if (d == DTYPE_BF16 || d == DTYPE_F16 || d == DTYPE_F32 || d == DTYPE_F64)
+    if (d == DTYPE_BF16 || d == DTYPE_F16 || d == DTYPE_F32 || d == DTYPE_F64 || float8_is(d))
         return 0;
     return plan_refuse(k,
                        "%s: the base stores %s here, which is not merged into; merge into the "
@@ -289,7 +289,5 @@ int plan_tensors(struct planner *k)
         for (size_t i = 0; !rc && b && i < b->n_parts; i++)
             rc = check_used(k, a, &b->parts[i]);
     }
-    for (size_t i = 0; i < p->n_tensors; i++)
-        p->n_touched += p->tensors[i].touched;
     return rc;
 }

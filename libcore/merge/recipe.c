@@ -53,12 +53,12 @@ static json_t *plan_json(const struct merge_plan *p, unsigned n_threads)
 json_t *recipe_of_plan(const struct merge_plan *p, const struct recipe_origin *o, bool planned)
 {
     json_t *root = json_pack(
-        "{s:i, s:s, s:s, s:s, s:n, s:{s:o, s:s, s:o}, s:o, s:{s:b}, s:b, s:o, s:O}", "schema",
+        "{s:i, s:s, s:s, s:s, s:n, s:{s:o, s:s, s:o}, s:o, s:{s:b, s:s}, s:b, s:o, s:O}", "schema",
         SCHEMA, "kind", "merge", "version", o->version, "method", "add", "seed", "base", "name",
         text(o->base_name), "fingerprint", p->fingerprint, "path", text(o->base_folder), "adapters",
         adapters_json(p, o), "options", "resize_embeddings", o->options->resize_embeddings,
-        "untied", p->untied, "vocab_size", p->n_vocab ? json_integer(p->n_vocab) : json_null(),
-        "warnings", p->warnings);
+        "float8", p->to_bf16 ? "bf16" : "keep", "untied", p->untied, "vocab_size",
+        p->n_vocab ? json_integer(p->n_vocab) : json_null(), "warnings", p->warnings);
     if (root && planned &&
         json_object_set_new(root, "plan", plan_json(p, o->options->n_threads)) != 0) {
         json_decref(root);
@@ -89,7 +89,8 @@ int recipe_add_report(json_t *recipe, const struct merge_plan *p, const struct v
         json_t *row = stats_json(&stats[i]);
         json_object_set_new(row, "name", json_string(p->tensors[i].name));
         json_array_append_new(rows, row);
-        values_stats_add(&total, &stats[i]);
+        if (!p->tensors[i].scales_of)
+            values_stats_add(&total, &stats[i]);
     }
     report = stats_json(&total);
     if (rows && report && json_object_set_new(report, "tensors", rows) == 0 &&
@@ -146,6 +147,9 @@ static int read_fields(struct recipe *r, const char *path, struct err *err)
     r->fingerprint = json_string_value(json_object_get(base, "fingerprint"));
     r->resize_embeddings =
         json_is_true(json_object_get(json_object_get(r->root, "options"), "resize_embeddings"));
+    const char *float8 =
+        json_string_value(json_object_get(json_object_get(r->root, "options"), "float8"));
+    r->float8_to_bf16 = float8 && strcmp(float8, "bf16") == 0;
     if (!r->fingerprint || strlen(r->fingerprint) != DIGEST_HEX_CHARS)
         return bad_field(path, "base.fingerprint", "64 hex digits", err);
     return read_adapters(r, path, err);

@@ -36,7 +36,7 @@ struct recipe {
     const char *base_name, *base_folder, *fingerprint;
     struct recipe_adapter *adapters;
     size_t n_adapters;
-    bool resize_embeddings;
+    bool resize_embeddings, float8_to_bf16;
     json_t *root; // owns the strings
 };
 /* Reads a plan or a merge.json. ERR_CORRUPT names the field; ERR_REFUSED: a newer schema. Release

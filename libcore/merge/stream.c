@@ -182,7 +182,7 @@ static void *read_ahead(void *arg)
         pthread_mutex_unlock(&r->lock);
         const struct stream_block *b = &r->s.blocks[next++];
         const struct stream_unit *u = &r->s.units[b->unit_idx];
-        sys_will_need(r->s.in_fds[u->shard_idx], (off_t)(u->in_offset + b->offset),
+        sys_will_need(r->s.in_fds[u->in_shard_idx], (off_t)(u->in_offset + b->offset),
                       (off_t)b->n_bytes);
         asked += b->n_bytes;
         pthread_mutex_lock(&r->lock);
@@ -283,7 +283,7 @@ static void *write_behind(void *arg)
 /* A tensor's statistics, from its blocks in their order whoever computed them. */
 static void sum_up(struct run *r, uint32_t idx)
 {
-    if (!r->s.p->tensors[idx].touched)
+    if (!r->s.p->tensors[idx].touched && !r->s.p->tensors[idx].converted)
         return;
     struct values_stats sum = {0};
     for (size_t i = r->first_unit[idx]; i < r->s.n_units; i++) {
@@ -442,6 +442,15 @@ static void free_buffer(const struct run *r, void *buffer)
         sys_free(buffer);
 }
 
+/* What scales are made from passes through the buffer too. */
+static size_t buffer_for(const struct stream *s, const struct stream_block *b)
+{
+    const struct stream_unit *u = &s->units[b->unit_idx];
+    size_t rows = u->block_rows < u->n_rows ? u->block_rows : u->n_rows;
+    size_t n = u->is_scales ? rows * u->n_cols * u->in_size : 0;
+    return n > b->n_bytes ? n : (size_t)b->n_bytes;
+}
+
 static int open_run(struct run *r, struct err *err)
 {
     int rc = stream_list(&r->s, r->w, r->stats, err);
@@ -467,8 +476,8 @@ static int open_run(struct run *r, struct err *err)
         }
     }
     for (size_t i = 0; i < r->s.n_blocks; i++) {
-        if (r->s.blocks[i].n_bytes > r->buffer_bytes)
-            r->buffer_bytes = r->s.blocks[i].n_bytes;
+        size_t n = buffer_for(&r->s, &r->s.blocks[i]);
+        r->buffer_bytes = n > r->buffer_bytes ? n : r->buffer_bytes;
     }
     for (; r->n_free < n_buffers; r->n_free++) {
         r->buffers[r->n_free] = new_buffer(r);

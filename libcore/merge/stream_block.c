@@ -10,8 +10,8 @@
 int stream_read(const struct stream *s, const struct stream_unit *u, uint64_t offset, void *buffer,
                 uint64_t n, struct err *err)
 {
-    return file_pread_all(s->in_fds[u->shard_idx], buffer, n, u->in_offset + offset,
-                          safetensors_path(s->p->shards[u->shard_idx].base), err);
+    return file_pread_all(s->in_fds[u->in_shard_idx], buffer, n, u->in_offset + offset,
+                          safetensors_path(s->p->shards[u->in_shard_idx].base), err);
 }
 
 static const struct merge_tensor *tensor_of(const struct stream *s, const struct stream_unit *u)
@@ -32,6 +32,13 @@ static size_t row_bytes(const struct stream *s, const struct stream_unit *u)
 }
 
 // ---- what a unit's blocks share -----------------------------------------------------------------
+
+/* The weight that a unit is about: of scales, the one that they are of. */
+static const struct merge_tensor *weight_of(const struct stream *s, const struct stream_unit *u)
+{
+    const struct merge_tensor *t = tensor_of(s, u);
+    return t->scales_of ? t->scales_of : t;
+}
 
 /* The adapter's tensors as L and R of this unit (libcore/adapter/adapter.h has the layouts). */
 static struct values_pair pair_of(const struct stream_unit *u, const struct merge_term *term)
@@ -77,20 +84,36 @@ static int column_gains(struct stream *s, struct stream_worker *w, struct stream
     return rc;
 }
 
+/* 8-bit floats come with scales, and may have others in the result. */
+static void set_float8(const struct stream *s, struct stream_unit *u, const struct merge_tensor *t,
+                       struct values_matrix *m)
+{
+    const struct float8_layout *l = &t->scales->layout;
+    const struct stream_peaks *peaks = s->peaks[t - s->p->tensors];
+    u->scales = (struct values_scales){l->block_rows, l->block_cols, l->n_cols, t->scales->values};
+    u->new_scales = u->scales;
+    if (peaks)
+        u->new_scales.values = peaks->scales;
+    m->base_dtype = t->base->value.dtype;
+    m->base_scales = &u->scales;
+    m->source_scales = t->full ? NULL : &u->scales;
+    m->stored_scales = t->converted ? NULL : &u->new_scales;
+}
+
 static int prepare(struct stream *s, struct stream_worker *w, struct stream_unit *u, void *buffer,
                    struct err *err)
 {
-    const struct merge_tensor *t = tensor_of(s, u);
-    if (!t->n_terms || t->place.kind != WEIGHT_MATRIX)
+    const struct merge_tensor *t = weight_of(s, u);
+    if ((!t->n_terms && !t->scales) || (t->module && t->place.kind != WEIGHT_MATRIX))
         return 0;
-    u->pairs = sys_calloc(t->n_terms, sizeof *u->pairs);
+    u->pairs = sys_calloc(t->n_terms + 1, sizeof *u->pairs);
     if (!u->pairs)
         return err_set(err, ERR_NO_MEMORY, "no memory for factors");
     for (size_t i = 0; i < t->n_terms; i++)
         u->pairs[i] = pair_of(u, &t->terms[i]);
     struct values_matrix m = {
         .dtype = t->stored.dtype,
-        .source_dtype = t->full ? t->full->dtype : t->stored.dtype,
+        .source_dtype = t->full ? t->full->dtype : t->base->value.dtype,
         .n_rows = u->n_rows,
         .n_cols = u->n_cols,
         .pairs = u->pairs,
@@ -98,6 +121,8 @@ static int prepare(struct stream *s, struct stream_worker *w, struct stream_unit
         .magnitude = t->dora ? &t->dora->magnitude : NULL,
         .device = s->device,
     };
+    if (t->scales)
+        set_float8(s, u, t, &m);
     int rc = values_prepare(&u->values, &m, err);
     if (rc || !t->dora || !t->dora->embedding)
         return rc;
@@ -110,8 +135,8 @@ static int prepare(struct stream *s, struct stream_worker *w, struct stream_unit
     return values_prepare(&u->values, &m, err);
 }
 
-static int prepared(struct stream *s, struct stream_worker *w, struct stream_unit *u, void *buffer,
-                    struct err *err)
+int stream_prepare(struct stream *s, struct stream_worker *w, struct stream_unit *u, void *buffer,
+                   struct err *err)
 {
     pthread_mutex_lock(&u->lock);
     if (!u->prepared) {
@@ -233,7 +258,9 @@ int stream_compute(struct stream *s, struct stream_worker *w, size_t block_idx, 
     struct values_stats *total = &s->block_stats[block_idx];
     if (u->copy)
         return stream_read(s, u, b->offset, buffer, b->n_bytes, err);
-    int rc = prepared(s, w, u, buffer, err);
+    int rc = stream_prepare(s, w, u, buffer, err);
+    if (!rc && weight_of(s, u)->scales)
+        return named(s, u, stream_compute_float8(s, w, u, b, buffer, total, err), err);
     if (!rc && b->row0 < u->n_base_rows)
         rc = stream_read(s, u, b->offset, buffer, b->n_bytes, err);
     if (!rc)

@@ -1,7 +1,7 @@
 /*
  * stream_impl: between the rooms of stream.
  *   stream.c    threads, writing, syncing     stream_list.c    the list of work
- *   stream_block.c    one block's numbers
+ *   stream_block.c    one block's numbers               stream_float8.c  8-bit floats, new scales
  */
 #ifndef LIBCORE_MERGE_STREAM_IMPL_H
 #define LIBCORE_MERGE_STREAM_IMPL_H
@@ -23,9 +23,11 @@ enum {
 struct stream_unit {
     uint32_t tensor_idx; // of the first tensor
     uint32_t n_tensors;  // a run's; else 1
-    uint32_t shard_idx;
+    uint32_t shard_idx, in_shard_idx;
     bool copy;
     uint64_t in_offset, out_offset, n_bytes; // in the files; n_bytes of the result
+    size_t in_size, out_size;                // bytes of a value of either
+    bool is_scales; // of 8-bit floats: the shape is the weight's, n_bytes the scales'
     // matrices and vectors
     size_t n_rows, n_cols, n_base_rows; // base rows beyond: none there (added tokens)
     size_t first_row;  // within the module's matrix (an expert's gate and up are one)
@@ -40,7 +42,21 @@ struct stream_unit {
     struct values_pair *pairs;
     struct values *values;
     double *column_gains;
-    uint32_t n_blocks_left; // to be computed
+    struct values_scales scales, new_scales; // of 8-bit floats, of the base and of the result
+    uint32_t n_blocks_left;                  // to be computed
+};
+
+/* What new scales of an 8-bit weight are made from: its rows, a band at a time, each by whichever
+ * thread comes to it first. Fixed once listed, but for what the lock guards. */
+struct stream_peaks {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    size_t band_rows, n_bands;
+    uint8_t *bands; // of each: to do, in hand, done
+    double *peaks;  // [scales] largest values so far
+    double *scales; // [scales] the result's, once their bands are done
+    uint8_t *ready; // [rows of scales]
+    bool failed;    // another thread has said why
 };
 
 struct stream_block {
@@ -58,6 +74,7 @@ struct stream {
     struct stream_block *blocks;
     size_t n_blocks;
     struct values_stats *block_stats;
+    struct stream_peaks **peaks; // [tensors], NULL: none
 };
 
 /* What a thread computes with; buffers hold one block. */
@@ -71,9 +88,20 @@ struct stream_worker {
 int stream_list(struct stream *s, const struct merge_work *w, struct values_stats *stats,
                 struct err *err);
 void stream_list_release(struct stream *s);
+/* Rows of a matrix in a block: those of whole scales where scales may change. */
+size_t stream_block_rows(const struct merge_tensor *t);
 /* Reads block idx from the base and makes it what is to be written, in `buffer`. */
 int stream_compute(struct stream *s, struct stream_worker *w, size_t block_idx, void *buffer,
                    struct err *err);
+/* Prepares the unit's factors once; any of its threads. */
+int stream_prepare(struct stream *s, struct stream_worker *w, struct stream_unit *u, void *buffer,
+                   struct err *err);
+/* Of 8-bit weights. open: for a tensor whose scales may change. */
+int stream_peaks_open(struct stream *s, uint32_t tensor_idx, size_t band_rows, struct err *err);
+void stream_peaks_free(struct stream_peaks *p);
+int stream_compute_float8(struct stream *s, struct stream_worker *w, struct stream_unit *u,
+                          const struct stream_block *b, char *buffer, struct values_stats *stats,
+                          struct err *err);
 /* Gives back what the unit's blocks shared; after its last block. */
 void stream_unit_release(struct stream_unit *u);
 int stream_read(const struct stream *s, const struct stream_unit *u, uint64_t offset, void *buffer,

@@ -47,10 +47,46 @@ static void list_copy(struct lister *l, uint32_t idx, uint64_t in, uint64_t out)
     add_unit(l, &(struct stream_unit){.tensor_idx = idx,
                                       .n_tensors = 1,
                                       .shard_idx = t->shard_idx,
+                                      .in_shard_idx = t->shard_idx,
                                       .copy = true,
                                       .in_offset = in,
                                       .out_offset = out,
                                       .n_bytes = n});
+}
+
+size_t stream_block_rows(const struct merge_tensor *t)
+{
+    const struct tensor *x = &t->stored;
+    size_t cols = (size_t)x->shape[x->n_dims - 1];
+    size_t rows = STREAM_BLOCK_BYTES / (cols * (dtype_bits(x->dtype) / 8) + 1);
+    size_t whole =
+        t->scales && t->scales->layout.block_rows < x->shape[0] ? t->scales->layout.block_rows : 1;
+    return rows > whole ? rows / whole * whole : whole;
+}
+
+/* The scales of an 8-bit weight, one block: the unit is that of the weight but for what it writes.
+ */
+static void list_scales(struct lister *l, uint32_t idx, uint64_t out)
+{
+    const struct merge_tensor *t = &l->s->p->tensors[idx], *weight = t->scales_of;
+    add_unit(l, &(struct stream_unit){
+                    .tensor_idx = idx,
+                    .n_tensors = 1,
+                    .shard_idx = t->shard_idx,
+                    .in_shard_idx = weight->shard_idx,
+                    .in_offset = base_offset(l->s->p, weight),
+                    .out_offset = out,
+                    .n_bytes = tensor_n_bytes(&t->stored),
+                    .in_size = 1,
+                    .out_size = 1,
+                    .is_scales = true,
+                    .n_rows = (size_t)weight->stored.shape[0],
+                    .n_cols = (size_t)weight->stored.shape[1],
+                    .n_base_rows = (size_t)weight->stored.shape[0],
+                    .first_row = weight->place.expert >= 0 ? weight->place.row0 : 0,
+                    .expert = weight->place.expert >= 0 ? (uint32_t)weight->place.expert : 0,
+                    .block_rows = stream_block_rows(weight),
+                });
 }
 
 /* A matrix, the matrices of a tensor of experts, or a vector. */
@@ -58,21 +94,23 @@ static void list_changed(struct lister *l, uint32_t idx, uint64_t in, uint64_t o
 {
     const struct merge_tensor *t = &l->s->p->tensors[idx];
     const struct tensor *x = &t->stored;
-    size_t size = dtype_bits(x->dtype) / 8;
+    size_t size = dtype_bits(x->dtype) / 8, in_size = dtype_bits(t->base->value.dtype) / 8;
     bool fused = x->n_dims == 3;
     size_t n_experts = fused ? (size_t)x->shape[0] : 1;
     size_t rows = x->n_dims == 1 ? 1 : (size_t)x->shape[x->n_dims - 2];
     size_t cols = (size_t)x->shape[x->n_dims - 1];
     size_t base_rows = x->n_dims == 2 ? (size_t)t->base->value.shape[0] : rows;
-    size_t block_rows = STREAM_BLOCK_BYTES / (cols * size + 1);
     for (size_t e = 0; e < n_experts; e++) {
-        uint64_t skip = (uint64_t)e * rows * cols * size;
+        uint64_t n = (uint64_t)e * rows * cols;
         struct stream_unit u = {
             .tensor_idx = idx,
             .n_tensors = 1,
             .shard_idx = t->shard_idx,
-            .in_offset = in + skip,
-            .out_offset = out + skip,
+            .in_shard_idx = t->shard_idx,
+            .in_offset = in + n * in_size,
+            .out_offset = out + n * size,
+            .in_size = in_size,
+            .out_size = size,
             .n_bytes = (uint64_t)rows * cols * size,
             .n_rows = rows,
             .n_cols = cols,
@@ -80,7 +118,7 @@ static void list_changed(struct lister *l, uint32_t idx, uint64_t in, uint64_t o
             .first_row = t->place.expert >= 0 ? t->place.row0 : 0,
             .source_row = e * rows,
             .expert = t->place.expert >= 0 ? (uint32_t)t->place.expert : (uint32_t)e,
-            .block_rows = block_rows ? block_rows : 1,
+            .block_rows = stream_block_rows(t),
         };
         add_unit(l, &u);
     }
@@ -93,10 +131,12 @@ static void list_tensor(struct lister *l, uint32_t idx)
     if (merge_work_done(l->w, idx, &l->stats[idx]))
         return;
     l->stats[idx] = (struct values_stats){.n_values = tensor_n_values(&t->stored)};
-    if (tensor_n_bytes(&t->stored) == 0)
+    if (tensor_n_bytes(&t->stored) == 0 || t->dropped)
         return;
     uint64_t in = base_offset(p, t), out = p->shards[t->shard_idx].header_bytes + t->begin;
-    if (t->touched)
+    if (t->touched && t->scales_of)
+        list_scales(l, idx, out);
+    else if (t->touched || t->converted)
         list_changed(l, idx, in, out);
     else
         list_copy(l, idx, in, out);
@@ -129,7 +169,9 @@ static void cut_unit(struct stream *s, uint32_t unit_idx, bool counting)
     for (size_t row = 0; offset < u->n_bytes;) {
         struct stream_block b = {.unit_idx = unit_idx, .row0 = row, .offset = offset};
         uint64_t left = u->n_bytes - offset;
-        if (u->copy) {
+        if (u->is_scales) {
+            b.n_bytes = left;
+        } else if (u->copy) {
             b.n_bytes = left < STREAM_BLOCK_BYTES ? left : STREAM_BLOCK_BYTES;
         } else {
             b.n_rows = rows_of_block(u, row);
@@ -172,6 +214,16 @@ int stream_list(struct stream *s, const struct merge_work *w, struct values_stat
         if (!s->blocks || !s->block_stats)
             return no_memory(err);
     }
+    s->peaks = sys_calloc(s->p->n_tensors + 1, sizeof *s->peaks);
+    if (!s->peaks)
+        return no_memory(err);
+    for (uint32_t i = 0; i < s->p->n_tensors; i++) {
+        const struct merge_tensor *t = &s->p->tensors[i];
+        bool may_change = t->touched && t->scales && t->scales->layout.scale && !s->p->to_bf16;
+        int rc = may_change ? stream_peaks_open(s, i, stream_block_rows(t), err) : 0;
+        if (rc)
+            return rc;
+    }
     return 0;
 }
 
@@ -181,6 +233,9 @@ void stream_list_release(struct stream *s)
         stream_unit_release(&s->units[i]);
         pthread_mutex_destroy(&s->units[i].lock);
     }
+    for (size_t i = 0; s->peaks && i < s->p->n_tensors; i++)
+        stream_peaks_free(s->peaks[i]);
+    sys_free(s->peaks);
     sys_free(s->units);
     sys_free(s->blocks);
     sys_free(s->block_stats);

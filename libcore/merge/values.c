@@ -81,7 +81,7 @@ static size_t total_rank(const struct values_matrix *m)
 static bool needs_wide(const struct values_matrix *m)
 {
     if ((m->dtype != DTYPE_BF16 && m->dtype != DTYPE_F16) || m->magnitude ||
-        m->source_dtype == DTYPE_F64)
+        m->source_dtype == DTYPE_F64 || m->source_scales || m->base_dtype != DTYPE_NONE)
         return true;
     for (size_t t = 0; t < m->n_pairs; t++) {
         if (m->pairs[t].left.tensor->dtype == DTYPE_F64 ||
@@ -155,7 +155,7 @@ static int check_types(const struct values_matrix *m, struct err *err)
                            dtype_name(p->left.tensor->dtype));
     }
     if (m->dtype == DTYPE_BF16 || m->dtype == DTYPE_F16 || m->dtype == DTYPE_F32 ||
-        m->dtype == DTYPE_F64)
+        m->dtype == DTYPE_F64 || values_is_float8(m->dtype))
         return 0;
     return err_set(err, ERR_REFUSED, "weights of type %s cannot be merged into",
                    dtype_name(m->dtype));

@@ -9,7 +9,8 @@
  * is where the whole window of its rounding error rounds to one value; what lies too near to the
  * middle of two values is summed again in float64, and if need be in twice float64. So the bytes
  * depend on nothing else: not on threads, blocks, instruction sets or the order of additions. A
- * zero that stays zero keeps its sign. Thread rule: a struct values is immutable once prepared;
+ * zero that stays zero keeps its sign. 8-bit floats stand for themselves times the scale of their
+ * block, on either side. Thread rule: a struct values is immutable once prepared;
  * every thread has its own scratch.
  */
 #ifndef LIBCORE_MERGE_VALUES_H
@@ -35,8 +36,14 @@ struct values_pair {
     double factor; // weight * scale
 };
 
+/* Scales of 8-bit floats: of (i, j), values[i / block_rows * n_cols + j / block_cols]. */
+struct values_scales {
+    size_t block_rows, block_cols, n_cols;
+    const double *values; // borrowed; each is read after the block it is of was asked for
+};
+
 struct values_matrix {
-    enum dtype dtype;        // of what is stored: BF16, F16, F32, F64
+    enum dtype dtype;        // of what is stored: BF16, F16, F32, F64, F8_E4M3, F8_E5M2
     enum dtype source_dtype; // of the blocks' W
     size_t n_rows, n_cols;
     const struct values_pair *pairs; // in the order of content ids; borrowed
@@ -44,6 +51,8 @@ struct values_matrix {
     const struct tensor *magnitude; // NULL, or DoRA's m; the matrix then has one pair
     bool by_column;                 // m is for columns: column_gains
     const double *column_gains;     // [n_cols], borrowed; only with by_column
+    enum dtype base_dtype;          // of the blocks' `base`; DTYPE_NONE: as stored
+    const struct values_scales *source_scales, *base_scales, *stored_scales; // NULL: 1
     struct backend *device; // NULL: here. Else its merge_delta makes what float32 sums can: 16-bit
                             // results without gains; the bits are the same
 };
@@ -75,10 +84,11 @@ struct values_block {
     size_t row0, n_rows;
     const void *source;      // the W of the formula, [n_rows, n_cols] of source_dtype
     enum dtype source_dtype; // the matrix's, where there is one
-    const void *base; // what the statistics compare with: [n_rows, n_cols] of the stored type, or
-                      // NULL: there was nothing (added rows)
+    const void *base; // what the statistics compare with: [n_rows, n_cols] of the stored type (the
+                      // matrix's base_dtype), or NULL: there was nothing (added rows)
     void *out;        // [n_rows, n_cols] of the stored type; may be `base` or `source` itself when
-                      // those have the stored type
+                      // those have the stored type, and begin before them when theirs is smaller
+                      // and both end together
     struct values_stats *stats; // overwritten
 };
 /* ERR_REFUSED: a value that the stored type cannot hold; ERR_CORRUPT: a source that is not finite;
@@ -101,6 +111,12 @@ int values_vector(enum dtype dtype, size_t n, const struct values_vector *terms,
 /* For gains by column: adds (W + f L R)[i,j]^2 of the rows to sums[n_cols], row after row. */
 int values_add_column_squares(const struct values *v, struct values_scratch *s, size_t row0,
                               size_t n_rows, const void *source, double *sums, struct err *err);
+
+/* For new scales: the largest |g (W + f L R)| of the block's rows in each block of the matrix's
+ * stored_scales, into peaks, where it is larger than what is there. peaks begins with the scales'
+ * row first_row. float64 sums, the same on every instruction set. */
+int values_peaks(const struct values *v, struct values_scratch *s, const struct values_block *b,
+                 double *peaks, size_t first_row, struct err *err);
 
 /* The instruction sets that this processor has, plain first; for tests. values_use() takes one by
  * name (NULL: the best) for what is prepared afterwards; false: not here. */

@@ -71,6 +71,43 @@ static uint64_t rounded(enum dtype t, double v)
                             : bits64;
 }
 
+/* The middle of 8-bit value number `bits` and the next one; they are evenly spaced at the top. */
+static double middle_above(enum dtype t, uint8_t bits)
+{
+    uint8_t next = (uint8_t)(bits + 1), last = (uint8_t)(bits - 1);
+    double here, other;
+    bool top = next == (t == DTYPE_F8_E4M3 ? 0x7F : 0x7C);
+    dtype_to_f64(t, &bits, &here, 1);
+    dtype_to_f64(t, top ? &last : &next, &other, 1);
+    return top ? here + (here - other) / 2 : (here + other) / 2;
+}
+
+/* v / scale as an 8-bit float: v against scale times the middles, which are exact products. */
+static uint64_t float8_bits(enum dtype t, struct twofold v, double scale, double w)
+{
+    const uint8_t beyond = t == DTYPE_F8_E4M3 ? 0x7F : 0x7C;
+    uint8_t sign = signbit(v.high == 0 ? w : v.high) ? 0x80 : 0, bits = 0;
+    if (v.high == 0)
+        return sign;
+    if (scale == 0)
+        return sign | beyond;
+    double x = fabs(v.high), low = sign ? -v.low : v.low, quotient = x / scale;
+    dtype_from_f64(t, &quotient, &bits, 1);
+    bits = bits < beyond ? bits : beyond - 1;
+    for (;;) {
+        double above = (x - middle_above(t, bits) * scale) + low;
+        if (above > 0 || (above == 0 && bits & 1)) {
+            if (++bits == beyond)
+                return sign | bits;
+            continue;
+        }
+        double below = bits ? (x - middle_above(t, bits - 1) * scale) + low : 1;
+        if (below > 0 || (below == 0 && !(bits & 1)))
+            return sign | bits;
+        bits--;
+    }
+}
+
 static uint64_t exact_bits(enum dtype t, struct twofold v, double w)
 {
     if (v.high == 0 && w == 0) // nothing is added to a zero: it keeps its sign
@@ -100,6 +137,11 @@ static struct twofold exact_sum(const struct values_matrix *m, size_t i, size_t 
 
 uint64_t values_exact(const struct values_matrix *m, size_t i, size_t j, double w, double gain)
 {
+    if (values_is_float8(m->dtype)) {
+        struct twofold v = exact_sum(m, i, j, w);
+        return float8_bits(m->dtype, gain == 1 ? v : scale(v, gain),
+                           values_scale_at(m->stored_scales, i, j), w);
+    }
     double sum = 0, size = 0; // of what is added, and of its parts without signs
     size_t n = 8;
     for (size_t t = 0; t < m->n_pairs && m->dtype != DTYPE_F64; t++) {

@@ -2,7 +2,7 @@
  * values_impl: between the rooms of values.
  *   values.c         preparing, what has no pairs     values_exact.c   the value that was in doubt
  *   values_narrow.c  blocks by float32 sums           values_wide.c    blocks by float64 sums
- *   values_device.c  the same on a device
+ *   values_device.c  the same on a device            values_float8.c   8-bit floats and scales
  *   values_kernel.h  the loops, compiled once an instruction set by values_{plain,avx2,avx512}.c
  * All loops say fused multiply-add where they mean it and are compiled without contraction, so that
  * every instruction set gives the same bits.
@@ -52,6 +52,13 @@ struct values_kernels {
                           uint16_t *unsure);
     uint32_t (*round_f32)(const double *v, const double *slack, size_t n, uint32_t *out,
                           uint32_t *unsure);
+    /* v = (float)(exact * inverse), with the slack of that. */
+    void (*narrow_scaled)(const double *exact, const double *slack64, double inverse, size_t n,
+                          float *v, float *slack);
+    uint8_t (*round_e4m3)(const float *v, const float *slack, size_t n, uint8_t *out,
+                          uint8_t *unsure);
+    uint8_t (*round_e5m2)(const float *v, const float *slack, size_t n, uint8_t *out,
+                          uint8_t *unsure);
     /* w, delta: as they were; now: the stored values. base2 is of `old`, NULL: 0. */
     void (*stats)(const float *old, const float *delta, const float *now, size_t n,
                   struct values_sums *out);
@@ -92,6 +99,7 @@ struct values_scratch {
     double w64[VALUES_CHUNK], v64[VALUES_CHUNK], slack64[VALUES_CHUNK];
     uint32_t bits[VALUES_CHUNK], unsure[VALUES_CHUNK];
     uint16_t bits16[VALUES_CHUNK], unsure16[VALUES_CHUNK];
+    uint8_t bits8[VALUES_CHUNK], unsure8[VALUES_CHUNK];
     // on a device
     struct backend *device; // whose lane and memory these are
     struct merge_lane *lane;
@@ -129,6 +137,25 @@ void values_device_release(struct values_scratch *s);
 bool values_on_device(const struct values *v, const struct values_block *b);
 int values_block_device(const struct values *v, struct values_scratch *s,
                         const struct values_block *b, struct err *err);
+bool values_is_float8(enum dtype t);
+/* x[j] *= the scale of (row, j0 + j); NULL scales: nothing. */
+void values_scale(const struct values_scales *sc, size_t row, size_t j0, size_t n, double *x);
+double values_scale_at(const struct values_scales *sc, size_t row, size_t j);
+/* Rounds s->v64 +- s->slack64 to 8-bit floats in s->bits8. s->w64 and gains are for what is in
+ * doubt. */
+int values_round_float8(const struct values *v, struct values_scratch *s, size_t row, size_t j0,
+                        size_t n, const double *gain, size_t step, struct err *err);
+/* values_store() of a matrix in which scales play a part; row: within the block. */
+void values_store_scaled(const struct values *v, const struct values_block *b, size_t row,
+                         size_t j0, const void *bits, const double *wanted, size_t n);
+/* The row's sums into s->row, its W of the chunk into s->w64 and the results of n columns into
+ * s->v64 and s->slack64. */
+double values_window(const struct values *v, double norm);
+double values_sum_row(const struct values *v, struct values_scratch *s, size_t row);
+void values_load_chunk(const struct values *v, struct values_scratch *s,
+                       const struct values_block *b, size_t i, size_t j0, size_t n);
+int values_row_gain(const struct values *v, struct values_scratch *s, const struct values_block *b,
+                    size_t i, double *gain, struct err *err);
 int values_block_wide(const struct values *v, struct values_scratch *s,
                       const struct values_block *b, struct err *err);
 

@@ -184,6 +184,65 @@ static uint32_t round_f32(const double *v, const double *slack, size_t n, uint32
     return any;
 }
 
+static void narrow_scaled(const double *exact, const double *slack64, double inverse, size_t n,
+                          float *v, float *slack)
+{
+    for (size_t j = 0; j < n; j++) {
+        float f = (float)(exact[j] * inverse);
+        v[j] = f;
+        slack[j] = (float)(slack64[j] * inverse) * 1.0001f + fabsf(f) * (4 * HALF_ULP) + TINY;
+    }
+}
+
+/* As dtype_f32_to_f8_e4m3 and _e5m2, without branches; what overflows gives 0x7F and 0x7C. */
+static inline uint32_t to_e4m3(float f)
+{
+    uint32_t bits = bits_of(f), magnitude = bits & 0x7FFFFFFF;
+    uint32_t normal = ((magnitude + 0x7FFFF + (magnitude >> 20 & 1)) >> 20) - ((127 - 7) << 3);
+    uint32_t small = bits_of(float_of(magnitude) + 0x1p14f) - 0x46800000;
+    uint32_t r = magnitude < 0x3C800000 ? small : normal;
+    r = r > 0x7E ? 0x7F : r;
+    return (bits >> 24 & 0x80) | r;
+}
+
+static inline uint32_t to_e5m2(float f)
+{
+    uint32_t bits = bits_of(f), magnitude = bits & 0x7FFFFFFF;
+    uint32_t normal = ((magnitude + 0xFFFFF + (magnitude >> 21 & 1)) >> 21) - ((127 - 15) << 2);
+    uint32_t small = bits_of(float_of(magnitude) + 0x1p7f) - 0x43000000;
+    uint32_t r = magnitude < 0x38800000 ? small : normal;
+    r = r > 0x7B ? 0x7C : r;
+    return (bits >> 24 & 0x80) | r;
+}
+
+static uint8_t round_e4m3(const float *v, const float *slack, size_t n, uint8_t *out,
+                          uint8_t *unsure)
+{
+    uint8_t any = 0;
+    for (size_t j = 0; j < n; j++) {
+        uint32_t low = to_e4m3(v[j] - slack[j]), high = to_e4m3(v[j] + slack[j]);
+        uint8_t doubt = (uint8_t)((low ^ high) | ((low & 0x7F) == 0x7F));
+        out[j] = (uint8_t)low;
+        unsure[j] = doubt;
+        any |= doubt;
+    }
+    return any;
+}
+
+static uint8_t round_e5m2(const float *v, const float *slack, size_t n, uint8_t *out,
+                          uint8_t *unsure)
+{
+    uint8_t any = 0;
+    for (size_t j = 0; j < n; j++) {
+        uint32_t low = to_e5m2(v[j] - slack[j]), high = to_e5m2(v[j] + slack[j]);
+        uint8_t doubt = (uint8_t)((low ^ high) | ((low & 0x7C) == 0x7C));
+        out[j] = (uint8_t)low;
+        unsure[j] = doubt;
+        any |= doubt;
+    }
+    return any;
+}
+
 static void stats(const float *old, const float *delta, const float *now, size_t n,
                   struct values_sums *out)
 {
@@ -251,6 +310,9 @@ KERNEL_TABLE = {
     .round_bf16 = round_bf16,
     .round_f16 = round_f16,
     .round_f32 = round_f32,
+    .narrow_scaled = narrow_scaled,
+    .round_e4m3 = round_e4m3,
+    .round_e5m2 = round_e5m2,
     .stats = stats,
     .gain64 = gain64,
     .squares64 = squares64,

@@ -5,7 +5,7 @@
 #include "libcore/merge/values_impl.h"
 
 /* The sums of one whole row into s->row; returns the row's |L|, for the window. */
-static double sum_row(const struct values *v, struct values_scratch *s, size_t row)
+double values_sum_row(const struct values *v, struct values_scratch *s, size_t row)
 {
     double *left = s->left, square = 0;
     size_t k_all = 0;
@@ -24,15 +24,22 @@ static double sum_row(const struct values *v, struct values_scratch *s, size_t r
     return sqrt(square) * (1 + 0x1p-20);
 }
 
+void values_load_chunk(const struct values *v, struct values_scratch *s,
+                       const struct values_block *b, size_t i, size_t j0, size_t n)
+{
+    const void *source = values_ptr(b->source_dtype, b->source, i * v->m.n_cols + j0);
+    dtype_to_f64(b->source_dtype, source, s->w64, n);
+    values_scale(v->m.source_scales, b->row0 + i, j0, n, s->w64);
+}
+
 /* DoRA: m[row] / ||W + f L R||. */
-static int row_gain(const struct values *v, struct values_scratch *s, const struct values_block *b,
+int values_row_gain(const struct values *v, struct values_scratch *s, const struct values_block *b,
                     size_t i, double *gain, struct err *err)
 {
     double square = 0;
     for (size_t j0 = 0; j0 < v->m.n_cols; j0 += VALUES_CHUNK) {
         size_t n = v->m.n_cols - j0 < VALUES_CHUNK ? v->m.n_cols - j0 : VALUES_CHUNK;
-        dtype_to_f64(b->source_dtype, values_ptr(b->source_dtype, b->source, i * v->m.n_cols + j0),
-                     s->w64, n);
+        values_load_chunk(v, s, b, i, j0, n);
         square += v->k->squares64(s->w64, s->row + j0, n);
     }
     *gain = values_get(v->m.magnitude, b->row0 + i) / sqrt(square);
@@ -43,9 +50,8 @@ static int row_gain(const struct values *v, struct values_scratch *s, const stru
 }
 
 /* Rounds s->v64 +- s->slack64 to the stored type, into s->bits16 or s->bits. */
-static int round_wide(const struct values *v, struct values_scratch *s, const void *source,
-                      enum dtype source_dtype, size_t row, size_t j0, size_t n, const double *gain,
-                      size_t step, struct err *err)
+static int round_wide(const struct values *v, struct values_scratch *s, size_t row, size_t j0,
+                      size_t n, const double *gain, size_t step, struct err *err)
 {
     const struct values_kernels *k = v->k;
     bool is_f32 = v->m.dtype == DTYPE_F32;
@@ -60,16 +66,19 @@ static int round_wide(const struct values *v, struct values_scratch *s, const vo
     for (size_t j = 0; any && j < n; j++) {
         if (is_f32 ? !s->unsure[j] : !s->unsure16[j])
             continue;
-        double w;
         uint64_t bits = 0;
-        dtype_to_f64(source_dtype, values_ptr(source_dtype, source, j), &w, 1);
-        int rc = values_settle(v, row, j0 + j, w, gain[j * step], &bits, err);
+        int rc = values_settle(v, row, j0 + j, s->w64[j], gain[j * step], &bits, err);
         if (rc)
             return rc;
         s->bits[j] = (uint32_t)bits;
         s->bits16[j] = (uint16_t)bits;
     }
     return 0;
+}
+
+double values_window(const struct values *v, double norm)
+{
+    return norm * (double)(v->rank + 8) * 0x1p-53 * 1.01 + 0x1p-1000;
 }
 
 /* float64 bases: every value in twofold float64. */
@@ -91,27 +100,27 @@ static int finish_wide(const struct values *v, struct values_scratch *s,
                        const struct values_block *b, size_t i, double norm, const double *gain,
                        bool by_column, struct err *err)
 {
-    double window = norm * (double)(v->rank + 8) * 0x1p-53 * 1.01 + 0x1p-1000;
-    size_t step = by_column ? 1 : 0;
+    size_t step = by_column ? 1 : 0, row = b->row0 + i;
+    enum dtype t = v->m.dtype;
     for (size_t j0 = 0; j0 < v->m.n_cols; j0 += VALUES_CHUNK) {
         size_t n = v->m.n_cols - j0 < VALUES_CHUNK ? v->m.n_cols - j0 : VALUES_CHUNK;
         size_t idx = i * v->m.n_cols + j0;
-        const void *source = values_ptr(b->source_dtype, b->source, idx);
         const double *g = by_column ? gain + j0 : gain;
-        dtype_to_f64(b->source_dtype, source, s->w64, n);
-        v->k->gain64(s->w64, s->row + j0, g, step, v->norms64 + j0, window, n, s->v64, s->slack64);
-        if (v->m.dtype == DTYPE_F64) {
-            int rc = exact_chunk(v, s, b, i, j0, n, g, step, err);
-            if (rc)
-                return rc;
-            continue;
-        }
-        int rc = round_wide(v, s, source, b->source_dtype, b->row0 + i, j0, n, g, step, err);
+        values_load_chunk(v, s, b, i, j0, n);
+        v->k->gain64(s->w64, s->row + j0, g, step, v->norms64 + j0, values_window(v, norm), n,
+                     s->v64, s->slack64);
+        int rc = t == DTYPE_F64        ? exact_chunk(v, s, b, i, j0, n, g, step, err)
+                 : values_is_float8(t) ? values_round_float8(v, s, row, j0, n, g, step, err)
+                                       : round_wide(v, s, row, j0, n, g, step, err);
         if (rc)
             return rc;
-        values_store(b, v->m.dtype, idx,
-                     v->m.dtype == DTYPE_F32 ? (const void *)s->bits : (const void *)s->bits16,
-                     s->v64, n);
+        const void *bits = t == DTYPE_F32        ? (const void *)s->bits
+                           : values_is_float8(t) ? (const void *)s->bits8
+                                                 : (const void *)s->bits16;
+        if (v->m.stored_scales || v->m.base_scales || v->m.base_dtype != DTYPE_NONE)
+            values_store_scaled(v, b, i, j0, bits, s->v64, n);
+        else if (t != DTYPE_F64)
+            values_store(b, t, idx, bits, s->v64, n);
     }
     return 0;
 }
@@ -120,11 +129,11 @@ int values_block_wide(const struct values *v, struct values_scratch *s,
                       const struct values_block *b, struct err *err)
 {
     for (size_t i = 0; i < b->n_rows; i++) {
-        double norm = sum_row(v, s, b->row0 + i), gain = 1;
+        double norm = values_sum_row(v, s, b->row0 + i), gain = 1;
         bool by_column = v->m.magnitude && v->m.by_column;
         int rc = 0;
         if (v->m.magnitude && !by_column)
-            rc = row_gain(v, s, b, i, &gain, err);
+            rc = values_row_gain(v, s, b, i, &gain, err);
         if (!rc)
             rc = finish_wide(v, s, b, i, norm, by_column ? v->m.column_gains : &gain, by_column,
                              err);
@@ -139,7 +148,7 @@ int values_add_column_squares(const struct values *v, struct values_scratch *s, 
 {
     int rc = values_reserve(s, v, err);
     for (size_t i = 0; !rc && i < n_rows; i++) {
-        sum_row(v, s, row0 + i);
+        values_sum_row(v, s, row0 + i);
         for (size_t j0 = 0; j0 < v->m.n_cols; j0 += VALUES_CHUNK) {
             size_t n = v->m.n_cols - j0 < VALUES_CHUNK ? v->m.n_cols - j0 : VALUES_CHUNK;
             dtype_to_f64(v->m.source_dtype,

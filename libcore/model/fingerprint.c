@@ -9,6 +9,7 @@
 #include "libcore/base/strbuf.h"
 #include "libcore/base/sys.h"
 #include "libcore/base/thread.h"
+#include "libcore/model/float8.h"
 
 enum { SAMPLES = 16, SAMPLE_BYTES = 4096 };
 
@@ -338,7 +339,8 @@ int fingerprint_of_folder(const char *folder, char hex[DIGEST_HEX_CHARS + 1], st
     struct model_config config;
     struct model_modules *m = NULL;
     struct checkpoint *c = NULL;
-    int rc = config_read(&config, folder, err);
+    struct float8_config float8;
+    int rc = config_read_stored(&config, &float8, folder, err);
     if (rc)
         return rc;
     rc = modules_open(&m, &config, err);

@@ -230,6 +230,11 @@ static const struct matrix_case cases[] = {
     {DTYPE_BF16, DTYPE_F32, 40, 300, 1, {16}, 0.02, true, false},
     {DTYPE_F16, DTYPE_F32, 40, 300, 1, {16}, 0.02, true, false},
     {DTYPE_F32, DTYPE_F32, 40, 300, 1, {16}, 0.02, true, false},
+    {DTYPE_F8_E4M3, DTYPE_F32, 61, 700, 1, {16}, 0.02, false, false},
+    {DTYPE_F8_E4M3, DTYPE_BF16, 40, 90, 2, {16, 4}, 1, false, false},
+    {DTYPE_F8_E4M3, DTYPE_F32, 30, 80, 1, {3}, 1e-4, false, true},
+    {DTYPE_F8_E5M2, DTYPE_F32, 61, 700, 1, {16}, 0.02, false, false},
+    {DTYPE_F8_E5M2, DTYPE_F16, 40, 300, 1, {16}, 1, true, false},
 };
 
 TEST(every_value_is_the_real_sum_rounded_once)
