@@ -14,9 +14,11 @@
 #include "libcore/format/checkpoint.h"
 #include "libcore/format/foreign_write.h"
 #include "libcore/format/peft.h"
+#include "cmd/signing.h"
 #include "store/base_model.h"
+#include "store/signed.h"
 
-static const char *output, *format = "peft", *base_ref;
+static const char *output, *format = "peft", *base_ref, *signer;
 static bool bake_scale;
 
 /* Files as they were imported, byte for byte: all, or those that travel with any form of it. */
@@ -152,6 +154,41 @@ static int convert(struct cmd_context *ctx, struct store *s, const char *id, con
     return rc;
 }
 
+/* A signature is of the files as they came: with them it is written, as the model-signing tools
+ * look for it. */
+static int write_signature(struct store *s, const char *id, const json_t *m, const char *folder,
+                           json_t *written, struct err *err)
+{
+    const json_t *chosen = NULL, *all = json_object_get(m, "signatures");
+    struct sign_key *key = NULL;
+    size_t i;
+    json_t *signature;
+    int rc = signer ? sign_key_read_public(&key, signer, err) : 0;
+    if (rc) {
+        signing_hint_key(rc, signer, err->msg);
+        return rc;
+    }
+    json_array_foreach(all, i, signature)
+    {
+        const char *hint = json_string_value(json_object_get(signature, "key"));
+        if (!chosen && (!key || (hint && strcmp(hint, sign_key_hint(key)) == 0)))
+            chosen = signature;
+    }
+    if (!chosen && key)
+        rc = err_set(err, ERR_NOT_FOUND, "%.12s: has no signature by %s", id, signer);
+    sign_key_free(key);
+    char *path = chosen ? file_join(folder, BUNDLE_FILE) : NULL;
+    if (chosen && !path)
+        rc = err_set(err, ERR_NO_MEMORY, "%s: no memory", folder);
+    if (!rc && chosen)
+        rc = signed_write(s, id, json_string_value(json_object_get(chosen, "sha256")), path, false,
+                          err);
+    if (!rc && chosen)
+        json_array_append_new(written, json_string(BUNDLE_FILE));
+    sys_free(path);
+    return rc;
+}
+
 /* One that came as PEFT goes out as it came; every other pair of forms is written anew. */
 static int write_files(struct cmd_context *ctx, struct store *s, const char *id, const char *folder,
                        json_t *written, struct err *err)
@@ -163,8 +200,14 @@ static int write_files(struct cmd_context *ctx, struct store *s, const char *id,
     const char *stored = json_string_value(json_object_get(m, "format"));
     bool as_it_is =
         !bake_scale && strcmp(format, "peft") == 0 && stored && strcmp(stored, "peft") == 0;
-    rc = as_it_is ? copy_files(s, id, m, true, folder, written, err)
-                  : convert(ctx, s, id, m, folder, written, err);
+    if (!as_it_is && signer)
+        rc = err_set(err, ERR_REFUSED, "%.12s: in this form it is not what was signed", id);
+    else if (as_it_is)
+        rc = copy_files(s, id, m, true, folder, written, err);
+    else
+        rc = convert(ctx, s, id, m, folder, written, err);
+    if (!rc && as_it_is)
+        rc = write_signature(s, id, m, folder, written, err);
     json_decref(m);
     return rc;
 }
@@ -267,6 +310,11 @@ static const struct option options[] = {
      .value = &bake_scale,
      .help = "Multiply B by the scale, one rank and alpha = rank for all: for readers that know "
              "no rsLoRA and no patterns."},
+    {.long_name = "signer",
+     .type = OPTION_STRING,
+     .value = &signer,
+     .value_name = "PUBKEY",
+     .help = "Whose signature becomes model.sig, when it has several (the first)."},
     {.long_name = "base",
      .type = OPTION_STRING,
      .value = &base_ref,
@@ -281,7 +329,8 @@ const struct command command_export = {
     .summary = "write an adapter as a folder that other tools read",
     .description =
         "The folder appears when it is complete. Files that are copied are checked\n"
-        "against their digests. What a format cannot hold (DoRA, biases, full weights,\n"
+        "against their digests; a signature comes with them as model.sig. What a format cannot "
+        "hold (DoRA, biases, full weights,\n"
         "tokens, experts) is refused by name; so is a scale that it cannot say exactly,\n"
         "unless --bake-scale.",
     .examples = "lora export support-bot --output ./support-bot\n"

@@ -7,6 +7,7 @@
 #include "cmd/import_initial.h"
 #include "cmd/model_ref.h"
 #include "cmd/progress.h"
+#include "cmd/signing.h"
 #include "cmd/table.h"
 #include "libcore/adapter/adapter.h"
 #include "libcore/base/file.h"
@@ -27,6 +28,7 @@ struct session {
     size_t n_done, n_failed;
     int first_code;
     struct err first;
+    struct sign_keys keys; // that adapters must be signed by
 };
 
 static int on_bytes(void *arg, uint64_t bytes)
@@ -257,6 +259,7 @@ static int import_one(struct session *x, const struct input *in, struct err *err
         .n_ignore_fields = ignore_fields.n,
         .on_bytes = on_bytes,
         .on_bytes_arg = x,
+        .required = &x->keys,
     };
     int rc = check_input(in, err);
     if (rc)
@@ -288,6 +291,11 @@ static void hint_for(int code, const char *msg)
         cmd_hint("wait for that process, or --lock-timeout SECONDS");
     else if (code == ERR_REFUSED && strstr(msg, "does not fit base"))
         cmd_hint("--base REF names the base that it was trained on");
+    else if (code == ERR_REFUSED && strstr(msg, "is not signed"))
+        cmd_hint("`lora sign PATH --key KEY.pem` signs it; --require-signature and the setting "
+                 "require-signature say whose signature is wanted");
+    else if (code == ERR_REFUSED || (code == ERR_CORRUPT && strstr(msg, "was signed")))
+        signing_hint_refused(code, "PATH", msg);
 }
 
 /* A failure of one of several inputs is told and the others go on; what concerns the store, and an
@@ -352,6 +360,8 @@ static int run(struct cmd_context *ctx, struct err *err)
     if (!rc)
         rc = check_usage(&in, err);
     if (!rc)
+        rc = signing_read_keys(&x.keys, &signing_required, err);
+    if (!rc)
         rc = dry_run ? cmd_store_open_if_there(ctx, &x.s, err)
                      : cmd_store_open(ctx, true, &x.s, err);
     if (!rc) {
@@ -367,6 +377,7 @@ static int run(struct cmd_context *ctx, struct err *err)
     json_decref(x.bases);
     json_decref(x.failures);
     base_model_free(x.base);
+    sign_keys_release(&x.keys);
     store_close(x.s);
     return rc;
 }
@@ -416,6 +427,7 @@ static const struct option options[] = {
      .value = &ignore_fields,
      .value_name = "FIELD",
      .help = "Pass over this field of adapter_config.json; recorded. May be repeated."},
+    SIGNING_REQUIRED_ROW,
     CMD_LOCK_TIMEOUT_ROW,
     {0},
 };

@@ -128,6 +128,8 @@ static void json_row(struct listing *l, const struct store_entry *e)
         add_text_or_null(sb, "base", e->base_name);
         add_text_or_null(sb, "base_id", e->base_id);
         add_number(sb, "rank", e->max_rank);
+        add_key(sb, "signed");
+        strbuf_adds(sb, e->n_signatures ? "true" : "false");
         strbuf_adds(sb, ",\"ranks\":[");
         add_digits(sb, e->min_rank);
         strbuf_addc(sb, ',');

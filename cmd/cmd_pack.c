@@ -88,16 +88,19 @@ static int make_items(const struct pack_plan *plan, const struct form *f, struct
     }
     enum oci_compat compat;
     struct oci_top top;
-    json_t *manifests;
+    json_t *manifests, *referrers;
     int rc = oci_compat_parse(oci_compat, &compat, err);
     if (!rc)
-        rc = oci_items(plan, compat, items, &manifests, &top, err);
+        rc = oci_items(plan, compat, items, &manifests, &referrers, &top, err);
     if (rc)
         return rc;
     json_decref(manifests);
     memcpy(done->digest, top.digest, sizeof done->digest);
     const char *tag = json_string_value(json_object_get(json_array_get(plan->records, 0), "tag"));
-    return oci_add_layout(items, &top, json_array_size(plan->records) == 1 ? tag : "latest", err);
+    rc = oci_add_layout(items, &top, referrers,
+                        json_array_size(plan->records) == 1 ? tag : "latest", err);
+    json_decref(referrers);
+    return rc;
 }
 
 static int write_pack(struct cmd_context *ctx, const struct pack_plan *plan, const struct form *f,

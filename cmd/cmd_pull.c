@@ -7,6 +7,7 @@
 #include "cmd/model_ref.h"
 #include "cmd/progress.h"
 #include "cmd/table.h"
+#include "cmd/signing.h"
 #include "store/registry.h"
 
 static int64_t retry_delay_ms = 500;
@@ -63,12 +64,17 @@ static void take_row(void *arg, const char *where, const struct import_result *r
                r->id, table_bytes(bytes, r->bytes));
 }
 
-static void hint_for(int code, const struct registry_ref *ref)
+static void hint_for(int code, const struct registry_ref *ref, const char *msg)
 {
     if (code == ERR_DENIED)
         cmd_hint("`docker login %s`, or another tool that writes ~/.docker/config.json", ref->host);
     else if (code == ERR_EXISTS)
         cmd_hint("--name gives it another name; --force takes this one");
+    else if (code == ERR_REFUSED && strstr(msg, "is not signed"))
+        cmd_hint("`lora sign` it where it was pushed, and push it again; --require-signature and "
+                 "the setting require-signature say whose signature is wanted");
+    else if (code == ERR_REFUSED || code == ERR_CORRUPT)
+        signing_hint_refused(code, ref->repo, msg);
 }
 
 static int open_base(struct store *s, struct base_model **base, struct err *err)
@@ -92,7 +98,11 @@ static int pull(struct session *x, struct store *s, const struct registry_ref *r
     struct registry_report report = {0};
     json_t *notes = NULL, *note;
     size_t i;
-    int rc = open_base(s, &base, err);
+    struct sign_keys keys;
+    int rc = signing_read_keys(&keys, &signing_required, err);
+    if (rc)
+        return rc;
+    rc = open_base(s, &base, err);
     struct import_options opt = {.name = name,
                                  .tag = tag,
                                  .base = base,
@@ -100,7 +110,8 @@ static int pull(struct session *x, struct store *s, const struct registry_ref *r
                                  .force = x->ctx->force,
                                  .dry_run = dry_run,
                                  .ignore_fields = ignore_fields.items,
-                                 .n_ignore_fields = ignore_fields.n};
+                                 .n_ignore_fields = ignore_fields.n,
+                                 .required = &keys};
     struct registry_options how = {.plain_http = plain_http,
                                    .retry_ms = (uint32_t)retry_delay_ms,
                                    .on_bytes = on_bytes,
@@ -122,6 +133,7 @@ static int pull(struct session *x, struct store *s, const struct registry_ref *r
     json_decref(notes);
     registry_free(r);
     base_model_free(base);
+    sign_keys_release(&keys);
     return rc;
 }
 
@@ -137,7 +149,7 @@ static int run(struct cmd_context *ctx, struct err *err)
         x.progress = progress_open(ctx->progress, "pull", 0);
         rc = pull(&x, s, &ref, err);
         progress_free(x.progress);
-        hint_for(rc, &ref);
+        hint_for(rc, &ref, err->msg);
     }
     json_decref(x.adapters);
     store_close(s);
@@ -181,6 +193,7 @@ static const struct option options[] = {
      .value = &ignore_fields,
      .value_name = "FIELD",
      .help = "Pass over this field of adapter_config.json; recorded. May be repeated."},
+    SIGNING_REQUIRED_ROW,
     CMD_LOCK_TIMEOUT_ROW,
     {0},
 };

@@ -51,10 +51,10 @@ static int push_items(struct cmd_context *ctx, const struct registry_ref *ref,
 {
     struct pack_items items;
     struct oci_top top;
-    json_t *manifests = NULL;
+    json_t *manifests = NULL, *referrers = NULL;
     struct registry *r = NULL;
     struct registry_report report;
-    int rc = oci_items(plan, compat, &items, &manifests, &top, err);
+    int rc = oci_items(plan, compat, &items, &manifests, &referrers, &top, err);
     if (rc)
         return rc;
     struct progress *p = progress_open(ctx->progress, "push", pack_items_bytes(&items));
@@ -66,12 +66,13 @@ static int push_items(struct cmd_context *ctx, const struct registry_ref *ref,
                                    .arg = p};
     rc = registry_open(&r, ref, &opt, err);
     if (!rc)
-        rc = registry_push(r, &items, manifests, &top, &report, err);
+        rc = registry_push(r, &items, manifests, referrers, &top, &report, err);
     progress_free(p);
     if (!rc)
         tell(ctx, ref, json_array_size(plan->records), &report);
     registry_free(r);
     json_decref(manifests);
+    json_decref(referrers);
     pack_items_release(&items);
     return rc;
 }

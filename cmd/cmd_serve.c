@@ -7,6 +7,7 @@
 #include "cmd/serve/check.h"
 #include "cmd/serve/options.h"
 #include "cmd/serve/server.h"
+#include "cmd/signing.h"
 #include "libcore/base/log.h"
 
 static bool log_level_is_chosen(const struct cmd_context *ctx)
@@ -32,6 +33,8 @@ static int run(struct cmd_context *ctx, struct err *err)
         cmd_hint("--port 0 takes a free port");
     else if (rc == ERR_NOT_FOUND && err && strstr(err->msg, "tokenizer.json"))
         cmd_hint("--skip-tokenizer-init serves token ids alone, on /generate");
+    else if (serve_options.required.n && err)
+        signing_hint_refused(rc, "NAME", err->msg);
     return rc;
 }
 

@@ -229,8 +229,9 @@ static json_t *adapter_json(const struct adapter *a)
 
 static void copy_fields(json_t *info, const json_t *manifest)
 {
-    static const char *const fields[] = {"files",  "source",  "created",  "ignored_fields",
-                                         "layers", "targets", "warnings", "lineage"};
+    static const char *const fields[] = {"files",          "source",  "created",
+                                         "ignored_fields", "layers",  "targets",
+                                         "warnings",       "lineage", "signatures"};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         json_t *value = json_object_get(manifest, fields[i]);
         if (value)

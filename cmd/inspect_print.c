@@ -62,6 +62,21 @@ static void print_files(const json_t *info)
     table_free(t);
 }
 
+/* Whose they are said to be: only `lora verify` knows whether they hold. */
+static void print_signatures(const json_t *info)
+{
+    size_t i;
+    json_t *signature;
+    json_array_foreach(json_object_get(info, "signatures"), i, signature)
+    {
+        char shown[80];
+        const char *key = text(signature, "key");
+        snprintf(shown, sizeof shown, "%.12s by key %.12s", text(signature, "sha256"),
+                 *key ? key : "unknown");
+        line("signature", shown);
+    }
+}
+
 static void print_warnings(const json_t *info)
 {
     size_t i;
@@ -206,6 +221,7 @@ static void print_adapter(const json_t *info)
     print_bytes(info);
     if (*text(info, "source"))
         line("from", text(info, "source"));
+    print_signatures(info);
     print_warnings(info);
     const json_t *deep = json_object_get(info, "deep");
     if (deep)

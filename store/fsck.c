@@ -149,7 +149,8 @@ static bool same_row(const struct store_entry *a, const struct store_entry *b)
     return a->kind == b->kind && a->kinds == b->kinds && a->min_rank == b->min_rank &&
            a->max_rank == b->max_rank && a->n_parameters == b->n_parameters &&
            a->disk_bytes == b->disk_bytes && a->host_bytes == b->host_bytes &&
-           a->device_bytes == b->device_bytes && a->created == b->created;
+           a->device_bytes == b->device_bytes && a->created == b->created &&
+           a->n_signatures == b->n_signatures;
 }
 
 static int compare_files(struct fsck *f, const json_t *m, const char *id, bool *same)
@@ -164,6 +165,17 @@ static int compare_files(struct fsck *f, const json_t *m, const char *id, bool *
         if (rc && rc != ERR_NOT_FOUND)
             return rc;
         *same = !rc && size == file.size && strcmp(digest, file.digest) == 0;
+    }
+    for (size_t i = 0; *same && i < manifest_n_signatures(m); i++) {
+        char path[MANIFEST_SIGNATURE_PATH_BYTES], digest[STORE_ID_CHARS + 1];
+        struct manifest_file file;
+        uint64_t size = 0;
+        int rc = manifest_signature_at(m, i, &file, path, f->err);
+        if (!rc)
+            rc = index_get_file(f->s->index, id, path, digest, &size, f->err);
+        if (rc && rc != ERR_NOT_FOUND)
+            return rc;
+        *same = !rc && size == file.size;
     }
     return 0;
 }
@@ -224,6 +236,15 @@ static int check_object(struct fsck *f, const char *id)
     for (size_t i = 0; !rc && !reference && i < manifest_n_files(m); i++) {
         struct manifest_file file;
         if (manifest_file_at(m, i, &file, NULL) != 0)
+            continue;
+        rc = id_set_add(&f->blobs, file.digest, f->err);
+        if (!rc)
+            rc = check_blob(f, &file, id);
+    }
+    for (size_t i = 0; !rc && i < manifest_n_signatures(m); i++) {
+        char path[MANIFEST_SIGNATURE_PATH_BYTES];
+        struct manifest_file file;
+        if (manifest_signature_at(m, i, &file, path, NULL) != 0)
             continue;
         rc = id_set_add(&f->blobs, file.digest, f->err);
         if (!rc)

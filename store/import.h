@@ -9,6 +9,7 @@
 
 #include "store/base_model.h"
 #include "store/publish.h"
+#include "store/sign.h"
 #include "store/store.h"
 
 enum import_kind {
@@ -36,8 +37,10 @@ struct import_options {
     size_t n_ignore_fields;
     int (*on_bytes)(void *arg, uint64_t bytes); // bytes copied; non-zero (ERR_INTERRUPTED) stops
     void *on_bytes_arg;
-    const char *source;    // adapters: what the manifest says it is from; NULL: the path
-    const json_t *lineage; // adapters that were made of others: how; borrowed, or NULL
+    const char *source;               // adapters: what the manifest says it is from; NULL: the path
+    const json_t *lineage;            // adapters that were made of others: how; borrowed, or NULL
+    const struct sign_keys *required; // adapters: must be signed by one of these; NULL or none:
+                                      // need not
 };
 
 struct import_result {

@@ -6,6 +6,7 @@
 #include "libcore/base/sys.h"
 #include "libcore/format/adapter_file.h"
 #include "store/import_impl.h"
+#include "store/signed.h"
 
 struct job {
     struct store *s;
@@ -15,6 +16,7 @@ struct job {
     struct base_model *found_base;        // owned
     char *folder;                         // of the source files, for messages
     const struct import_arrived *arrived; // NULL: from a folder
+    struct import_signatures found;       // in the folder
 };
 
 static const struct base_model *base_of(const struct job *j)
@@ -297,27 +299,63 @@ static bool stored_copy_is_spoiled(struct store *s, const char *id)
     return spoiled;
 }
 
+/* Its files, all in the work folder and hashed, against the signatures that came with them. */
+static int judge_files(struct job *j, struct import_signatures *all, const struct import_files *f,
+                       struct err *err)
+{
+    struct signed_file *files = sys_calloc(f->n, sizeof *files);
+    if (!files)
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+    for (size_t i = 0; i < f->n; i++)
+        files[i] = (struct signed_file){
+            .name = f->names[i], .digest = f->published[i].digest, .path = f->published[i].tmp};
+    int rc = import_signatures_judge(all, files, f->n, j->opt, j->path, j->out->warnings, err);
+    sys_free(files);
+    return rc;
+}
+
+static int publish_all(struct job *j, const struct import_signatures *all,
+                       const struct import_files *f, const json_t *manifest, struct err *err)
+{
+    bool left_out = false;
+    struct publish_file *files = NULL;
+    struct publish p = {.id = j->out->id,
+                        .manifest = manifest,
+                        .name = j->out->name,
+                        .tag = j->out->tag,
+                        .force = j->opt->force,
+                        .must_be_signed = j->opt->required && j->opt->required->n,
+                        .left_out = &left_out};
+    p.rewrite = stored_copy_is_spoiled(j->s, j->out->id);
+    int rc = import_signatures_list(all, f, &files, &p.n_files, err);
+    p.files = files;
+    if (!rc)
+        rc = publish(j->s, &p, &j->out->state, err);
+    if (!rc && left_out)
+        rc = warn(j, err,
+                  "the store has this content in other files, which are signed: they stay, and the "
+                  "signature of these was not kept");
+    sys_free(files);
+    return rc;
+}
+
 static int publish_files(struct job *j, const struct adapter *a, struct import_files *f,
-                         struct err *err)
+                         const char *folder, struct err *err)
 {
     json_t *manifest = NULL;
+    struct import_signatures *all = j->arrived ? j->arrived->signatures : &j->found;
     memcpy(j->out->id, a->content_id, sizeof j->out->id);
     int rc = make_manifest(j, a, &manifest, err);
     for (size_t i = 0; !rc && i < f->n; i++)
         rc = import_files_finish(f, i, manifest, &j->out->bytes, err);
     if (!rc)
         rc = manifest_seal(manifest, err);
-    struct publish p = {.id = a->content_id,
-                        .manifest = manifest,
-                        .files = f->published,
-                        .n_files = f->n,
-                        .name = j->out->name,
-                        .tag = j->out->tag,
-                        .force = j->opt->force};
     if (!rc)
-        p.rewrite = stored_copy_is_spoiled(j->s, a->content_id);
+        rc = judge_files(j, all, f, err);
     if (!rc)
-        rc = publish(j->s, &p, &j->out->state, err);
+        rc = import_signatures_keep(all, folder, manifest, err);
+    if (!rc)
+        rc = publish_all(j, all, f, manifest, err);
     json_decref(manifest);
     return rc;
 }
@@ -351,7 +389,7 @@ static int read_copy(struct job *j, const char *work_folder, struct import_files
     if (!rc)
         rc = note_other_base(j, a->content_id, err);
     if (!rc)
-        rc = publish_files(j, a, f, err);
+        rc = publish_files(j, a, f, work_folder, err);
     adapter_free(a);
     if (rc)
         import_restore_paths(err, work_folder, j->folder);
@@ -377,6 +415,33 @@ static int import_into(struct job *j, struct peft_files *files, struct err *err)
     return rc;
 }
 
+/* The model-signing tools leave it in the folder. */
+static int find_signature(struct job *j, struct err *err)
+{
+    char *path = file_join(j->folder, BUNDLE_FILE);
+    if (!path)
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+    int rc = file_exists(path) && !file_is_folder(path)
+                 ? import_signatures_add(&j->found, path, path, err)
+                 : 0;
+    sys_free(path);
+    return rc;
+}
+
+/* For a dry run; without a signature, and none wanted, nothing is read. */
+static int judge_in_place(struct job *j, const struct peft_files *files, struct err *err)
+{
+    struct signed_file *all = sys_calloc(files->n, sizeof *all);
+    if (!all)
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+    for (size_t i = 0; i < files->n; i++)
+        all[i] = (struct signed_file){.name = files->items[i].name, .path = files->items[i].path};
+    int rc =
+        import_signatures_judge(&j->found, all, files->n, j->opt, j->path, j->out->warnings, err);
+    sys_free(all);
+    return rc;
+}
+
 int import_adapter(struct store *s, const char *path, const struct import_options *opt,
                    struct import_result *out, struct err *err)
 {
@@ -392,7 +457,12 @@ int import_adapter(struct store *s, const char *path, const struct import_option
         rc = j.folder ? check_headers(&j, err) : err_set(err, ERR_NO_MEMORY, "%s: no memory", path);
     }
     if (!rc)
+        rc = find_signature(&j, err);
+    if (!rc && opt->dry_run)
+        rc = judge_in_place(&j, &files, err);
+    if (!rc)
         rc = opt->dry_run ? plan(&j, &files, err) : import_into(&j, &files, err);
+    import_signatures_release(&j.found);
     peft_files_release(&files);
     base_model_free(j.found_base);
     sys_free(j.folder);
@@ -415,6 +485,9 @@ static int check_id(struct job *j, const struct adapter *a, struct err *err)
 
 static int plan_arrived(struct job *j, struct err *err)
 {
+    int rc = judge_files(j, j->arrived->signatures, j->arrived->files, err);
+    if (rc)
+        return rc;
     j->out->state = PUBLISH_ADDED;
     for (size_t i = 0; i < j->arrived->files->n; i++)
         j->out->bytes += j->arrived->files->sizes[i];
@@ -422,7 +495,7 @@ static int plan_arrived(struct job *j, struct err *err)
         return 0;
     struct peft_files none = {0};
     uint32_t n_files = j->out->n_files;
-    int rc = plan(j, &none, err);
+    rc = plan(j, &none, err);
     j->out->n_files = n_files;
     return rc;
 }
@@ -452,7 +525,8 @@ int import_adapter_arrived(struct store *s, const struct import_arrived *in,
     if (!rc && s)
         rc = note_other_base(&j, a->content_id, err);
     if (!rc)
-        rc = opt->dry_run ? plan_arrived(&j, err) : publish_files(&j, a, in->files, err);
+        rc =
+            opt->dry_run ? plan_arrived(&j, err) : publish_files(&j, a, in->files, in->folder, err);
     if (rc)
         import_restore_paths(err, in->folder, in->where);
     adapter_free(a);

@@ -42,6 +42,37 @@ bool import_files_know(const struct import_files *f, struct adapter *a);
 int import_files_finish(struct import_files *f, size_t i, json_t *manifest, uint64_t *bytes,
                         struct err *err);
 
+/* The signatures that came with an adapter. */
+struct import_signature {
+    char *text, *where;
+    size_t n;
+    bool kept;
+    char key[STORE_ID_CHARS + 1];
+    struct publish_file published; // when kept
+};
+struct import_signatures {
+    struct import_signature *items;
+    size_t n;
+    bool strict; // one that is not of the files is an error, not a warning
+};
+/* Reads a bundle; `where` names it in messages. */
+int import_signatures_add(struct import_signatures *all, const char *path, const char *where,
+                          struct err *err);
+void import_signatures_release(struct import_signatures *all);
+struct signed_file;
+/* Those that are of these files are kept, of others a warning is left. ERR_REFUSED, ERR_CORRUPT
+ * when opt->required wants a signature and none does. */
+int import_signatures_judge(struct import_signatures *all, const struct signed_file *files,
+                            size_t n_files, const struct import_options *opt, const char *where,
+                            json_t *warnings, struct err *err);
+/* Writes the kept ones into a work folder, and their digests into the manifest. */
+int import_signatures_keep(struct import_signatures *all, const char *folder, json_t *manifest,
+                           struct err *err);
+/* The files and the kept signatures, as publish() wants them; the array is the caller's, what is in
+ * it is not. */
+int import_signatures_list(const struct import_signatures *all, const struct import_files *f,
+                           struct publish_file **out, size_t *n, struct err *err);
+
 /* An adapter whose files are in a work folder already. */
 struct import_arrived {
     const char *where;  // "x.tar:adapters/a": for messages, and the manifest's "source"
@@ -49,6 +80,7 @@ struct import_arrived {
     struct import_files *files;
     const char *suggested; // a name, when nothing else gives one
     const json_t *record;  // what its pack says of it; NULL: a pack of somebody else's
+    struct import_signatures *signatures; // that came with it; may be empty
 };
 /* As import_adapter(). With a record its id must come out (ERR_CORRUPT), and its base is recorded.
  */

@@ -34,7 +34,8 @@ int landing_open(struct landing *l, struct store *s, const char *path,
 {
     *l = (struct landing){.s = s, .path = path, .opt = opt, .row = row, .arg = arg};
     l->notes = json_array();
-    int rc = l->notes ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", path);
+    l->signatures = json_array();
+    int rc = l->notes && l->signatures ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", path);
     if (!rc)
         rc = opt->dry_run || !s ? open_own_folder(l, err) : work_open(&l->work, s, "import", err);
     l->files.folder = l->own_folder ? l->own_folder : l->work.folder;
@@ -51,6 +52,7 @@ void landing_close(struct landing *l)
         file_remove_tree(l->own_folder, NULL);
     sys_free(l->own_folder);
     json_decref(l->notes);
+    json_decref(l->signatures);
     *l = (struct landing){0};
 }
 
@@ -136,9 +138,24 @@ static int fill_files(const struct landed *a, struct import_files *f, struct err
     return rc;
 }
 
+/* The pack's own list, or an image's references, say whose they are: then they must be. */
+static int read_signatures(const struct landing *l, const struct landed *a,
+                           struct import_signatures *all, struct err *err)
+{
+    int rc = 0;
+    for (size_t i = 0; !rc && i < a->n_signatures; i++) {
+        char where[600], shown[128];
+        snprintf(where, sizeof where, "%.400s:%s", l->path,
+                 archive_shown(a->signatures[i]->name, shown));
+        rc = import_signatures_add(all, a->signatures[i]->path, where, err);
+    }
+    return rc;
+}
+
 int landing_adapter(struct landing *l, const struct landed *a, struct err *err)
 {
     struct import_files f = {0};
+    struct import_signatures signatures = {.strict = a->record && !a->from_image};
     struct import_result r;
     struct strbuf folder, where;
     strbuf_init(&folder);
@@ -149,11 +166,14 @@ int landing_adapter(struct landing *l, const struct landed *a, struct err *err)
                                            : make_folder(l, a, strbuf_text(&folder), err);
     if (!rc)
         rc = fill_files(a, &f, err);
+    if (!rc)
+        rc = read_signatures(l, a, &signatures, err);
     struct import_arrived in = {.where = strbuf_text(&where),
                                 .folder = strbuf_text(&folder),
                                 .files = &f,
                                 .suggested = a->suggested,
-                                .record = a->record};
+                                .record = a->record,
+                                .signatures = &signatures};
     if (!rc)
         rc = import_adapter_arrived(l->s, &in, l->opt, &r, err);
     if (!rc) {
@@ -162,6 +182,7 @@ int landing_adapter(struct landing *l, const struct landed *a, struct err *err)
         import_result_release(&r);
     }
     import_files_release(&f);
+    import_signatures_release(&signatures);
     strbuf_release(&folder);
     strbuf_release(&where);
     return rc;
@@ -175,6 +196,25 @@ int landed_add(struct landed *a, const struct arrival *arrival, const char *name
     a->files = more;
     a->files[a->n_files++] = (struct landed_file){arrival, name};
     return 0;
+}
+
+int landed_sign(struct landed *a, const struct arrival *bundle, struct err *err)
+{
+    const struct arrival **more =
+        sys_reallocarray(a->signatures, a->n_signatures + 1, sizeof *more);
+    if (!more)
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory", bundle->name);
+    a->signatures = more;
+    a->signatures[a->n_signatures++] = bundle;
+    return 0;
+}
+
+void landed_release(struct landed *a)
+{
+    sys_free(a->files);
+    sys_free(a->signatures);
+    a->files = NULL;
+    a->signatures = NULL;
 }
 
 // ---- records -----------------------------------------------------------------------------------
@@ -216,6 +256,13 @@ int landing_check_arrival(const struct landing *l, const json_t *file, const str
     return 0;
 }
 
+int landing_add_signature(struct landing *l, const json_t *signature, struct err *err)
+{
+    return json_array_append(l->signatures, (json_t *)signature) == 0
+               ? 0
+               : err_set(err, ERR_NO_MEMORY, "%s: no memory", l->path);
+}
+
 // ---- images ------------------------------------------------------------------------------------
 
 enum { MAX_DEPTH = 3 };
@@ -226,7 +273,8 @@ struct image {
     json_t *adapters; // array of {"where", "files", "record"?}: everything is fetched first
 };
 
-static int take_manifest(struct image *x, json_t *manifest, const char *where, struct err *err)
+static int take_manifest(struct image *x, json_t *manifest, const char *digest, const char *where,
+                         struct err *err)
 {
     size_t i;
     json_t *file;
@@ -244,9 +292,26 @@ static int take_manifest(struct image *x, json_t *manifest, const char *where, s
             return rc;
     }
     json_object_set_new(manifest, "where", json_string(where));
+    json_object_set_new(manifest, "digest", json_string(digest));
     return json_array_append(x->adapters, manifest) == 0
                ? 0
                : err_set(err, ERR_NO_MEMORY, "%s: no memory", x->l->path);
+}
+
+/* A reference to another manifest of the image: kept until that one lands. */
+static int take_signature(struct image *x, const json_t *signature, const char *where,
+                          struct err *err)
+{
+    const struct arrival *a;
+    uint64_t size = (uint64_t)json_integer_value(json_object_get(signature, "size"));
+    if (size > LIMIT_SIGNATURE_BYTES)
+        return err_set(err, ERR_LIMIT, "%s:%s: a signature of %llu bytes, at most %d are read",
+                       x->l->path, where, (unsigned long long)size, LIMIT_SIGNATURE_BYTES);
+    int rc =
+        x->blobs->get(x->blobs->arg, landing_text(signature, "sha256"), size, "signature", &a, err);
+    if (!rc)
+        rc = landing_check_arrival(x->l, signature, a, err);
+    return rc ? rc : landing_add_signature(x->l, signature, err);
 }
 
 static int take_image(struct image *x, const char *text, size_t n, const char *where, int depth,
@@ -281,14 +346,21 @@ static int take_image(struct image *x, const char *text, size_t n, const char *w
     enum oci_kind kind;
     json_t *value = NULL, *d;
     size_t i;
-    char full[600];
+    struct digest own;
+    char full[600], hex[DIGEST_HEX_CHARS + 1];
     snprintf(full, sizeof full, "%.400s:%.150s", x->l->path, where);
     if (depth > MAX_DEPTH)
         return err_set(err, ERR_REFUSED, "%s: an index in an index in an index", full);
-    int rc = oci_parse(text, n, full, &kind, &value, err);
+    int rc = digest_buffer(text, n, &own, err);
+    if (!rc)
+        rc = oci_parse(text, n, full, &kind, &value, err);
+    if (!rc)
+        digest_hex(&own, hex);
     if (!rc && kind == OCI_KIND_MANIFEST)
-        rc = take_manifest(x, value, where, err);
-    else if (!rc)
+        rc = take_manifest(x, value, hex, where, err);
+    else if (!rc && kind == OCI_KIND_SIGNATURE)
+        rc = take_signature(x, value, where, err);
+    else if (!rc && kind == OCI_KIND_INDEX)
         json_array_foreach(value, i, d)
         {
             rc = rc ? rc : take_descriptor(x, d, depth, err);
@@ -303,6 +375,7 @@ static int land_one(struct image *x, const json_t *adapter, size_t number, struc
     struct landed a = {.where = landing_text(adapter, "where"),
                        .record = record,
                        .number = number,
+                       .from_image = true,
                        .suggested = landing_text(adapter, "name")};
     size_t i;
     json_t *file;
@@ -314,9 +387,17 @@ static int land_one(struct image *x, const json_t *adapter, size_t number, struc
         if (!rc)
             rc = landed_add(&a, from, landing_text(file, "path"), err);
     }
+    json_array_foreach(x->l->signatures, i, file)
+    {
+        const struct arrival *from =
+            arrivals_find_digest(&x->l->files, landing_text(file, "sha256"));
+        bool its = strcmp(landing_text(file, "subject"), landing_text(adapter, "digest")) == 0;
+        if (!rc && its && from)
+            rc = landed_sign(&a, from, err);
+    }
     if (!rc)
         rc = landing_adapter(x->l, &a, err);
-    sys_free(a.files);
+    landed_release(&a);
     return rc;
 }
 

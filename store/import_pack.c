@@ -6,6 +6,7 @@
 #include "libcore/base/file.h"
 #include "libcore/base/strbuf.h"
 #include "libcore/base/sys.h"
+#include "store/bundle.h"
 #include "store/import_pack_impl.h"
 
 /*
@@ -31,7 +32,8 @@ static bool is_wanted(const char *name)
     if (strncmp(name, BLOBS, strlen(BLOBS)) == 0)
         return digest_parse(name + strlen(BLOBS), &d);
     const char *base = file_base_name(name);
-    return peft_is_file_name(base);
+    return peft_is_file_name(base) || strcmp(base, BUNDLE_FILE) == 0 ||
+           strncmp(name, PACK_SIGNATURES, strlen(PACK_SIGNATURES)) == 0;
 }
 
 static int write_entry(void *arg, const void *data, size_t n, struct err *err)
@@ -120,6 +122,20 @@ static int add_listed(struct landing *l, struct landed *a, const json_t *file, s
     return rc ? rc : landed_add(a, from, landing_text(file, "path"), err);
 }
 
+static int add_signature(struct landing *l, struct landed *a, const json_t *file, struct err *err)
+{
+    struct digest d;
+    const char *path = landing_text(file, "path");
+    const struct arrival *from = arrivals_find(&l->files, path);
+    if (!digest_parse(landing_text(file, "sha256"), &d) ||
+        !json_is_integer(json_object_get(file, "size")))
+        return err_set(err, ERR_CORRUPT, "%s:%s: its list of signatures is off", l->path, a->where);
+    if (!from)
+        return err_set(err, ERR_CORRUPT, "%s:%.300s: is missing", l->path, path);
+    int rc = landing_check_arrival(l, file, from, err);
+    return rc ? rc : landed_sign(a, from, err);
+}
+
 /* All files of all adapters are looked at before the first adapter is published. */
 static int each_record(struct landing *l, const json_t *records, bool publish, struct err *err)
 {
@@ -136,9 +152,13 @@ static int each_record(struct landing *l, const json_t *records, bool publish, s
         {
             rc = rc ? rc : add_listed(l, &a, file, err);
         }
+        json_array_foreach(json_object_get(record, "signatures"), k, file)
+        {
+            rc = rc ? rc : add_signature(l, &a, file, err);
+        }
         if (!rc && publish)
             rc = landing_adapter(l, &a, err);
-        sys_free(a.files);
+        landed_release(&a);
         if (rc)
             return rc;
     }
@@ -240,7 +260,9 @@ static int gather(struct landing *l, struct landed *a, const char *folder, size_
     for (size_t i = 0; !rc && i < l->files.n; i++) {
         const struct arrival *f = &l->files.items[i];
         const char *base = file_base_name(f->name);
-        if (!is_in(f->name, folder, n) || !peft_is_file_name(base))
+        if (is_in(f->name, folder, n) && strcmp(base, BUNDLE_FILE) == 0)
+            rc = landed_sign(a, f, err);
+        if (rc || !is_in(f->name, folder, n) || !peft_is_file_name(base))
             continue;
         const char *reader = landing_reader_name(base);
         if (!reader || strcmp(reader, LANDED_CONFIG) == 0) {
@@ -281,7 +303,7 @@ static int land_folder(struct landing *l, const struct arrival *config, size_t n
                        : no_memory(l, err);
     if (!rc && publish)
         rc = landing_adapter(l, &a, err);
-    sys_free(a.files);
+    landed_release(&a);
     sys_free(suggested);
     return rc;
 }

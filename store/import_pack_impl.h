@@ -24,6 +24,7 @@ struct landing {
     char *own_folder; // instead of work's, for a dry run
     struct arrivals files;
     json_t *notes;
+    json_t *signatures; // of images: [{"subject": digest of the image, "sha256": of the bundle}]
     import_row_fn *row;
     void *arg;
 };
@@ -44,10 +45,16 @@ struct landed {
     const char *where;     // in the pack; ""
     const char *suggested; // a path that gives it a name
     const json_t *record;
-    size_t number; // of the adapter in the pack
+    size_t number;   // of the adapter in the pack
+    bool from_image; // others may have referred to it: a signature that is not of it is no damage
     struct landed_file *files;
     size_t n_files;
+    const struct arrival **signatures;
+    size_t n_signatures;
 };
+/* Frees what landed_add() and landed_sign() made. */
+void landed_release(struct landed *a);
+int landed_sign(struct landed *a, const struct arrival *bundle, struct err *err);
 int landed_add(struct landed *a, const struct arrival *arrival, const char *name, struct err *err);
 /* The name under which the reader of adapters finds this file; NULL: it does not look at it. */
 const char *landing_reader_name(const char *name);
@@ -60,6 +67,10 @@ int landing_check_file(const struct landing *l, const json_t *file, const char *
 int landing_check_arrival(const struct landing *l, const json_t *file, const struct arrival *a,
                           struct err *err);
 const char *landing_text(const json_t *object, const char *key); // "" when there is none
+
+/* {"subject", "sha256", "size"} of a signature whose bundle is in l->files, before
+ * landing_image(). */
+int landing_add_signature(struct landing *l, const json_t *signature, struct err *err);
 
 /* How the blobs of an image come into l->files. ERR_NOT_FOUND, … */
 struct landing_blobs {

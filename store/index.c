@@ -13,8 +13,8 @@ static const char *const sql[STATEMENT_COUNT] = {
     [STATEMENT_PUT_OBJECT] =
         "INSERT INTO object(kind, id, base_id, base_name, format, arch, path, dtype,"
         " targets, kinds, min_rank, max_rank, n_layers, n_modules, n_parameters, disk_bytes,"
-        " host_bytes, device_bytes, created)"
-        " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        " host_bytes, device_bytes, created, n_signatures)"
+        " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
     // A name may be there before the object that it names is indexed again.
     [STATEMENT_JOIN_REFS] =
         "UPDATE ref SET object_no = (SELECT no FROM object WHERE id = ref.object)"

@@ -62,6 +62,6 @@ void index_read_object(sqlite3_stmt *st, int column, struct store_entry *e);
 #define INDEX_OBJECT_COLUMNS                                                                       \
     "o.kind, o.id, o.base_id, o.base_name, o.format, o.arch, o.path, o.dtype, o.targets, o.kinds," \
     " o.min_rank, o.max_rank, o.n_layers, o.n_modules, o.n_parameters, o.disk_bytes,"              \
-    " o.host_bytes, o.device_bytes, o.created"
+    " o.host_bytes, o.device_bytes, o.created, o.n_signatures"
 
 #endif

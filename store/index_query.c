@@ -31,9 +31,9 @@ int index_put_object(struct index *x, const struct store_entry *e, struct err *e
         return failed(err);
     const char *texts[] = {e->id,   e->base_id, e->base_name, e->format,
                            e->arch, e->path,    e->dtype,     e->targets};
-    const uint64_t numbers[] = {e->kinds,        e->min_rank,     e->max_rank,   e->n_layers,
-                                e->n_modules,    e->n_parameters, e->disk_bytes, e->host_bytes,
-                                e->device_bytes, e->created};
+    const uint64_t numbers[] = {e->kinds,        e->min_rank,     e->max_rank,    e->n_layers,
+                                e->n_modules,    e->n_parameters, e->disk_bytes,  e->host_bytes,
+                                e->device_bytes, e->created,      e->n_signatures};
     int column = 1;
     sqlite3_bind_int(st, column++, (int)e->kind);
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
@@ -168,6 +168,7 @@ void index_read_object(sqlite3_stmt *st, int column, struct store_entry *e)
                        &e->created};
     for (size_t i = 0; i < sizeof big / sizeof *big; i++)
         *big[i] = (uint64_t)sqlite3_column_int64(st, column++);
+    e->n_signatures = (uint32_t)sqlite3_column_int64(st, column++);
 }
 
 /* Copies the strings of an entry into one piece of memory. */

@@ -83,6 +83,69 @@ bool manifest_find_file(const json_t *manifest, const char *path, struct manifes
     return false;
 }
 
+// ---- signatures --------------------------------------------------------------------------------
+
+static const json_t *signatures_of(const json_t *manifest)
+{
+    return json_object_get(manifest, "signatures");
+}
+
+size_t manifest_n_signatures(const json_t *manifest)
+{
+    return json_array_size(signatures_of(manifest));
+}
+
+const char *manifest_signature_key(const json_t *manifest, size_t i)
+{
+    const char *key =
+        json_string_value(json_object_get(json_array_get(signatures_of(manifest), i), "key"));
+    return key ? key : "";
+}
+
+int manifest_signature_at(const json_t *manifest, size_t i, struct manifest_file *out,
+                          char path[MANIFEST_SIGNATURE_PATH_BYTES], struct err *err)
+{
+    const json_t *entry = json_array_get(signatures_of(manifest), i),
+                 *size = json_object_get(entry, "size");
+    const char *text = json_string_value(json_object_get(entry, "sha256"));
+    struct digest d;
+    if (!text || strlen(text) != STORE_ID_CHARS || !digest_parse(text, &d) ||
+        !json_is_integer(size) || json_integer_value(size) < 0)
+        return err_set(err, ERR_CORRUPT, "manifest %.12s: entry %zu of \"signatures\" is off",
+                       json_string_value(json_object_get(manifest, "id")), i);
+    snprintf(path, MANIFEST_SIGNATURE_PATH_BYTES, "signature:%.64s", text);
+    *out = (struct manifest_file){
+        .path = path, .digest = text, .size = (uint64_t)json_integer_value(size)};
+    return 0;
+}
+
+int manifest_add_signature(json_t *manifest, const char *digest, uint64_t size, const char *key,
+                           bool *added, struct err *err)
+{
+    json_t *all = json_object_get(manifest, "signatures"), *other;
+    size_t i, at = 0;
+    *added = false;
+    if (!all && json_object_set_new(manifest, "signatures", json_array()) == 0)
+        all = json_object_get(manifest, "signatures");
+    json_array_foreach(all, i, other)
+    {
+        const char *text = json_string_value(json_object_get(other, "sha256"));
+        int order = strcmp(text ? text : "", digest);
+        if (order == 0)
+            return 0;
+        at += order < 0;
+    }
+    if (json_array_size(all) >= LIMIT_SIGNATURES)
+        return err_set(err, ERR_LIMIT, "%.12s: has %d signatures, no more are kept",
+                       json_string_value(json_object_get(manifest, "id")), LIMIT_SIGNATURES);
+    *added = true;
+    return json_array_insert_new(all, at,
+                                 json_pack("{s:s,s:I,s:s}", "sha256", digest, "size",
+                                           (json_int_t)size, "key", key)) == 0
+               ? 0
+               : no_memory(err);
+}
+
 // ---- reading and writing -----------------------------------------------------------------------
 
 static void file_name(const char *id, char name[STORE_ID_CHARS + 8])
@@ -197,6 +260,7 @@ int manifest_entry(const json_t *m, struct store_entry *e, struct err *err)
         else
             *numbers[i].to32 = (uint32_t)v;
     }
+    e->n_signatures = (uint32_t)manifest_n_signatures(m);
     return 0;
 }
 
@@ -227,6 +291,13 @@ int manifest_index(struct store *s, const json_t *manifest, struct err *err)
     for (size_t i = 0; !rc && i < manifest_n_files(manifest); i++) {
         struct manifest_file f;
         rc = manifest_file_at(manifest, i, &f, err);
+        if (!rc)
+            rc = index_put_file(s->index, e.id, f.path, f.digest, f.size, err);
+    }
+    for (size_t i = 0; !rc && i < manifest_n_signatures(manifest); i++) {
+        char path[MANIFEST_SIGNATURE_PATH_BYTES];
+        struct manifest_file f;
+        rc = manifest_signature_at(manifest, i, &f, path, err);
         if (!rc)
             rc = index_put_file(s->index, e.id, f.path, f.digest, f.size, err);
     }

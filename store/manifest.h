@@ -47,6 +47,19 @@ int manifest_file_at(const json_t *manifest, size_t i, struct manifest_file *out
 /* NULL when there is no such file. */
 bool manifest_find_file(const json_t *manifest, const char *path, struct manifest_file *out);
 
+/* The signatures kept with an adapter: "signatures", sorted by digest. In the index each stands
+ * among the files, under a path that no file of an adapter has. */
+enum { MANIFEST_SIGNATURE_PATH_BYTES = STORE_ID_CHARS + 16 };
+size_t manifest_n_signatures(const json_t *manifest);
+/* out->path is written into `path`. ERR_CORRUPT when the entry is off. */
+int manifest_signature_at(const json_t *manifest, size_t i, struct manifest_file *out,
+                          char path[MANIFEST_SIGNATURE_PATH_BYTES], struct err *err);
+/* The hint of the key, "" when it is not known. */
+const char *manifest_signature_key(const json_t *manifest, size_t i);
+/* *added: it was not there. ERR_LIMIT beyond LIMIT_SIGNATURES. */
+int manifest_add_signature(json_t *manifest, const char *digest, uint64_t size, const char *key,
+                           bool *added, struct err *err);
+
 /* Puts the object and its files into the index, inside a transaction. */
 int manifest_index(struct store *s, const json_t *manifest, struct err *err);
 

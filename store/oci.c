@@ -161,6 +161,7 @@ static json_t *annotations_of(const json_t *record)
 {
     json_t *rest = json_copy((json_t *)record), *base = json_object_get(record, "base");
     json_object_del(rest, "files");
+    json_object_del(rest, "signatures"); // they refer to the image, and may come later
     json_object_del(rest, "folder");
     char *text = rest ? json_dumps(rest, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
     json_t *a = text ? json_pack("{s:s,s:s,s:s,s:s,s:o,s:s}", "org.opencontainers.image.created",
@@ -203,11 +204,60 @@ static int add_manifest(struct pack_items *items, const json_t *record, enum oci
     return add_text(items, text, top->digest, err);
 }
 
+// ---- signatures --------------------------------------------------------------------------------
+
+#define BUNDLE_CONTENT   "dev.sigstore.bundle.content"
+#define BUNDLE_PREDICATE "dev.sigstore.bundle.predicateType"
+
+static json_t *signature_notes(void)
+{
+    return json_pack("{s:s,s:s,s:s}", "org.opencontainers.image.created", EPOCH, BUNDLE_CONTENT,
+                     "dsse-envelope", BUNDLE_PREDICATE, "https://model_signing/signature/v1.0");
+}
+
+/* As cosign and sigstore's other tools refer to an image. */
+static int add_signature(const struct pack_plan *p, const json_t *file, enum oci_compat compat,
+                         const struct oci_top *subject, struct pack_items *items, json_t *referrers,
+                         struct err *err)
+{
+    char config[STORE_ID_CHARS + 1], digest[STORE_ID_CHARS + 1];
+    static const char image_config[] =
+        "{\"architecture\":\"amd64\",\"config\":{},\"created\":\"" EPOCH
+        "\",\"os\":\"linux\",\"rootfs\":{\"diff_ids\":[],\"type\":\"layers\"}}";
+    const char *text = compat == OCI_IMAGE ? image_config : "{}";
+    int rc = add_file(p, items, file, err);
+    if (!rc)
+        rc = add_text(items, sys_strdup(text), config, err);
+    if (rc)
+        return rc;
+    json_t *m = json_pack(
+        "{s:i,s:s,s:o,s:[o],s:o,s:o}", "schemaVersion", 2, "mediaType", OCI_MANIFEST_TYPE, "config",
+        descriptor(compat == OCI_IMAGE ? IMAGE_TYPE : EMPTY_TYPE, config, strlen(text)), "layers",
+        descriptor(OCI_SIGNATURE_TYPE, text_of(file, "sha256"),
+                   (uint64_t)json_integer_value(json_object_get(file, "size"))),
+        "subject", descriptor(subject->media_type, subject->digest, subject->size), "annotations",
+        signature_notes());
+    if (m && compat != OCI_IMAGE)
+        json_object_set_new(m, "artifactType", json_string(OCI_SIGNATURE_TYPE));
+    char *json = m ? pack_json(m) : NULL;
+    uint64_t size = json ? strlen(json) : 0;
+    json_decref(m);
+    rc = add_text(items, json, digest, err);
+    json_t *d = rc ? NULL : descriptor(OCI_MANIFEST_TYPE, digest, size);
+    if (rc)
+        return rc;
+    json_object_set_new(d, "artifactType",
+                        json_string(compat == OCI_IMAGE ? IMAGE_TYPE : OCI_SIGNATURE_TYPE));
+    json_object_set_new(d, "annotations", signature_notes());
+    json_object_set_new(d, "subject", json_string(subject->digest));
+    return json_array_append_new(referrers, d) == 0 ? 0 : no_memory(err);
+}
+
 // ---- all of them -------------------------------------------------------------------------------
 
 static int add_adapter(const struct pack_plan *p, const json_t *record, enum oci_compat compat,
-                       struct pack_items *items, json_t *manifests, json_t *index,
-                       struct oci_top *top, struct err *err)
+                       struct pack_items *items, json_t *manifests, json_t *referrers,
+                       json_t *index, struct oci_top *top, struct err *err)
 {
     size_t i;
     json_t *file;
@@ -223,6 +273,10 @@ static int add_adapter(const struct pack_plan *p, const json_t *record, enum oci
             return rc;
     }
     int rc = add_manifest(items, record, compat, top, err);
+    json_array_foreach(json_object_get(record, "signatures"), i, file)
+    {
+        rc = rc ? rc : add_signature(p, file, compat, top, items, referrers, err);
+    }
     if (rc)
         return rc;
     json_t *d = descriptor(OCI_MANIFEST_TYPE, top->digest, top->size);
@@ -252,16 +306,17 @@ static int add_index(struct pack_items *items, json_t *list, json_t *manifests, 
 }
 
 int oci_items(const struct pack_plan *p, enum oci_compat compat, struct pack_items *out,
-              json_t **manifests, struct oci_top *top, struct err *err)
+              json_t **manifests, json_t **referrers, struct oci_top *top, struct err *err)
 {
     *out = (struct pack_items){0};
     *manifests = json_array();
+    *referrers = json_array();
     json_t *list = json_array(), *record;
     size_t i;
-    int rc = *manifests && list ? 0 : no_memory(err);
+    int rc = *manifests && *referrers && list ? 0 : no_memory(err);
     json_array_foreach(p->records, i, record)
     {
-        rc = rc ? rc : add_adapter(p, record, compat, out, *manifests, list, top, err);
+        rc = rc ? rc : add_adapter(p, record, compat, out, *manifests, *referrers, list, top, err);
     }
     if (!rc && json_array_size(list) > 1)
         rc = add_index(out, list, *manifests, top, err);
@@ -270,22 +325,40 @@ int oci_items(const struct pack_plan *p, enum oci_compat compat, struct pack_ite
     if (rc) {
         pack_items_release(out);
         json_decref(*manifests);
-        *manifests = NULL;
+        json_decref(*referrers);
+        *manifests = *referrers = NULL;
     }
     return rc;
 }
 
-int oci_add_layout(struct pack_items *items, const struct oci_top *top, const char *tag,
-                   struct err *err)
+/* Behind the image: whoever looks for references to it finds them in the index. */
+static int list_referrers(json_t *index, const json_t *referrers, struct err *err)
+{
+    size_t i;
+    json_t *d, *list = json_object_get(index, "manifests");
+    json_array_foreach(referrers, i, d)
+    {
+        json_t *copy = json_copy(d);
+        json_object_del(copy, "subject");
+        if (json_array_append_new(list, copy) != 0)
+            return no_memory(err);
+    }
+    return 0;
+}
+
+int oci_add_layout(struct pack_items *items, const struct oci_top *top, const json_t *referrers,
+                   const char *tag, struct err *err)
 {
     json_t *d = descriptor(top->media_type, top->digest, top->size);
     json_object_set_new(d, "annotations",
                         json_pack("{s:s}", "org.opencontainers.image.ref.name", tag));
     json_t *index = json_pack("{s:i,s:s,s:[o]}", "schemaVersion", 2, "mediaType", OCI_INDEX_TYPE,
                               "manifests", d);
-    char *text = index ? pack_json(index) : NULL;
+    int rc = index ? list_referrers(index, referrers, err) : no_memory(err);
+    char *text = rc ? NULL : pack_json(index);
     json_decref(index);
-    int rc = text ? pack_items_add(items, "index.json", NULL, text, strlen(text), NULL, err)
+    if (!rc)
+        rc = text ? pack_items_add(items, "index.json", NULL, text, strlen(text), NULL, err)
                   : no_memory(err);
     static const char layout[] = "{\"imageLayoutVersion\":\"1.0.0\"}";
     if (!rc) {

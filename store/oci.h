@@ -29,22 +29,34 @@ struct oci_top {
     const char *media_type; // OCI_MANIFEST_TYPE, or OCI_INDEX_TYPE for several adapters
 };
 
+/* A signature is a manifest of its own that refers to the adapter's ("subject"): the adapter's
+ * image stays what it was. */
+#define OCI_SIGNATURE_TYPE "application/vnd.dev.sigstore.bundle.v0.3+json"
+
 /*
  * Everything of an image: items are named "blobs/sha256/<hex>", sorted, each digest once; the
- * manifests among them are listed in `manifests` (array of digests, leaves before the index).
+ * manifests among them are listed in `manifests` (array of digests, leaves before the index), those
+ * of signatures in `referrers` (array of their descriptors, "subject" added: the digest that they
+ * refer to). Both are the caller's.
  */
 int oci_items(const struct pack_plan *p, enum oci_compat compat, struct pack_items *out,
-              json_t **manifests, struct oci_top *top, struct err *err);
+              json_t **manifests, json_t **referrers, struct oci_top *top, struct err *err);
 /* Adds index.json and oci-layout, for a layout of it. `tag` becomes the reference's name. */
-int oci_add_layout(struct pack_items *items, const struct oci_top *top, const char *tag,
-                   struct err *err);
+int oci_add_layout(struct pack_items *items, const struct oci_top *top, const json_t *referrers,
+                   const char *tag, struct err *err);
 
 /* What a manifest or an index is. */
-enum oci_kind { OCI_KIND_MANIFEST, OCI_KIND_INDEX };
+enum oci_kind {
+    OCI_KIND_MANIFEST,
+    OCI_KIND_INDEX,
+    OCI_KIND_SIGNATURE,
+    OCI_KIND_OTHER, // refers to another manifest, and is no signature that is read here
+};
 /*
  * Parses the bytes of a manifest or an index (also a layout's index.json). `where` names it.
  * A manifest gives {"files": [{"path", "sha256", "size"}], "record": the pack's record or absent,
- * "config": {"sha256", "size"}}; an index an array of {"sha256", "size"}. *out is the caller's.
+ * "config": {"sha256", "size"}}; an index an array of {"sha256", "size"}; a signature {"sha256",
+ * "size"} of its bundle, and "subject". *out is the caller's; NULL for OCI_KIND_OTHER.
  * ERR_CORRUPT, ERR_REFUSED (what it holds is no adapter in a form that is read here).
  */
 int oci_parse(const char *text, size_t n, const char *where, enum oci_kind *kind, json_t **out,

@@ -95,6 +95,30 @@ static int parse_manifest(const json_t *root, const char *where, json_t **out, s
     return rc;
 }
 
+/* A manifest with a subject: a Sigstore bundle as its one layer, or somebody else's business. */
+static int parse_referrer(const json_t *root, const char *where, enum oci_kind *kind, json_t **out,
+                          struct err *err)
+{
+    const json_t *layers = json_object_get(root, "layers"), *layer = json_array_get(layers, 0);
+    struct digest d;
+    char hex[DIGEST_HEX_CHARS + 1];
+    *kind = OCI_KIND_OTHER;
+    if (json_array_size(layers) != 1 ||
+        strcmp(text_of(layer, "mediaType"), OCI_SIGNATURE_TYPE) != 0)
+        return 0;
+    const char *subject = text_of(json_object_get(root, "subject"), "digest");
+    if (strncmp(subject, "sha256:", 7) != 0 || !digest_parse(subject, &d))
+        return err_set(err, ERR_CORRUPT, "%s: its subject has no sha256 digest", where);
+    *out = take_descriptor(layer, where, err);
+    if (!*out)
+        return err && err->code ? err->code : ERR_CORRUPT;
+    digest_hex(&d, hex);
+    *kind = OCI_KIND_SIGNATURE;
+    return json_object_set_new(*out, "subject", json_string(hex)) == 0
+               ? 0
+               : err_set(err, ERR_NO_MEMORY, "%s: no memory", where);
+}
+
 static int parse_index(const json_t *list, const char *where, json_t **out, struct err *err)
 {
     json_t *all = json_array(), *d;
@@ -130,8 +154,12 @@ int oci_parse(const char *text, size_t n, const char *where, enum oci_kind *kind
         rc = err_set(err, ERR_CORRUPT, "%s: is no object", where);
     else if (list && !json_is_array(list))
         rc = err_set(err, ERR_CORRUPT, "%s: \"manifests\" is no list", where);
-    if (!rc)
-        rc = list ? parse_index(list, where, out, err) : parse_manifest(root, where, out, err);
+    if (!rc && list)
+        rc = parse_index(list, where, out, err);
+    else if (!rc && json_object_get(root, "subject"))
+        rc = parse_referrer(root, where, kind, out, err);
+    else if (!rc)
+        rc = parse_manifest(root, where, out, err);
     json_decref(root);
     return rc;
 }

@@ -56,6 +56,15 @@ void pack_items_sort(struct pack_items *all)
         qsort(all->items, all->n, sizeof *all->items, by_name);
 }
 
+const struct pack_item *pack_items_find(const struct pack_items *all, const char *digest)
+{
+    for (size_t i = 0; i < all->n; i++) {
+        if (strcmp(all->items[i].digest, digest) == 0)
+            return &all->items[i];
+    }
+    return NULL;
+}
+
 void pack_items_release(struct pack_items *all)
 {
     for (size_t i = 0; i < all->n; i++) {
@@ -122,6 +131,29 @@ static json_t *files_of(const json_t *manifest, struct err *err)
     return NULL;
 }
 
+/* Sorted by digest, as the manifest has them. NULL with err set. */
+static json_t *signatures_of(const json_t *manifest, const char *folder, struct err *err)
+{
+    json_t *all = json_array();
+    for (size_t i = 0; i < manifest_n_signatures(manifest); i++) {
+        char ignored[MANIFEST_SIGNATURE_PATH_BYTES];
+        struct manifest_file f;
+        if (manifest_signature_at(manifest, i, &f, ignored, err) != 0) {
+            json_decref(all);
+            return NULL;
+        }
+        json_array_append_new(all,
+                              json_pack("{s:o,s:s,s:I}", "path",
+                                        json_sprintf(PACK_SIGNATURES "%s/%s.sig", folder, f.digest),
+                                        "sha256", f.digest, "size", (json_int_t)f.size));
+    }
+    if (json_array_size(all) == manifest_n_signatures(manifest))
+        return all;
+    json_decref(all);
+    no_memory(err);
+    return NULL;
+}
+
 /* Only what the content and its names say: nothing of this store, no time. */
 static json_t *make_record(const json_t *manifest, const struct store_resolved *r, struct err *err)
 {
@@ -132,8 +164,11 @@ static json_t *make_record(const json_t *manifest, const struct store_resolved *
     char folder[LIMIT_NAME_BYTES + STORE_TAG_BYTES + 2];
     folder_of(r, folder, sizeof folder);
     json_t *files = files_of(manifest, err);
-    if (!files)
+    json_t *signatures = files ? signatures_of(manifest, folder, err) : NULL;
+    if (!files || !signatures) {
+        json_decref(files);
         return NULL;
+    }
     json_t *record = json_pack("{s:s,s:s,s:s,s:o}", "name", r->name, "tag", r->tag, "folder",
                                folder, "files", files);
     for (size_t i = 0; record && i < sizeof kept / sizeof *kept; i++) {
@@ -146,6 +181,9 @@ static json_t *make_record(const json_t *manifest, const struct store_resolved *
     json_t *ignored = json_object_get(manifest, "ignored_fields");
     if (record && json_array_size(ignored))
         json_object_set(record, "ignored_fields", ignored);
+    if (record && json_array_size(signatures))
+        json_object_set(record, "signatures", signatures);
+    json_decref(signatures);
     if (!record)
         no_memory(err);
     return record;
@@ -235,6 +273,19 @@ int pack_blob_path(const struct pack_plan *p, const json_t *file, char **path, s
     return rc ? rc : *path ? 0 : ERR_NO_MEMORY;
 }
 
+static int add_blob(const struct pack_plan *p, const json_t *file, const char *name,
+                    struct pack_items *out, struct err *err)
+{
+    char *path = NULL;
+    int rc = pack_blob_path(p, file, &path, err);
+    if (!rc)
+        rc = pack_items_add(out, name, path, NULL,
+                            (uint64_t)json_integer_value(json_object_get(file, "size")),
+                            text_of(file, "sha256"), err);
+    sys_free(path);
+    return rc;
+}
+
 static int add_files(const struct pack_plan *p, const json_t *record, struct pack_items *out,
                      struct err *err)
 {
@@ -243,19 +294,17 @@ static int add_files(const struct pack_plan *p, const json_t *record, struct pac
     int rc = 0;
     json_array_foreach(json_object_get(record, "files"), i, file)
     {
-        char *path = NULL;
         struct strbuf name;
         strbuf_init(&name);
         strbuf_addf(&name, "adapters/%s/%s", text_of(record, "folder"), text_of(file, "path"));
-        rc = name.failed ? no_memory(err) : pack_blob_path(p, file, &path, err);
         if (!rc)
-            rc = pack_items_add(out, strbuf_text(&name), path, NULL,
-                                (uint64_t)json_integer_value(json_object_get(file, "size")),
-                                text_of(file, "sha256"), err);
+            rc = name.failed ? no_memory(err) : add_blob(p, file, strbuf_text(&name), out, err);
         strbuf_release(&name);
-        sys_free(path);
-        if (rc)
-            return rc;
+    }
+    json_array_foreach(json_object_get(record, "signatures"), i, file)
+    {
+        if (!rc)
+            rc = add_blob(p, file, text_of(file, "path"), out, err);
     }
     return rc;
 }

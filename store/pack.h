@@ -13,7 +13,8 @@
 #include "store/archive.h"
 #include "store/store.h"
 
-#define PACK_INDEX "LORA-PACK.json"
+#define PACK_INDEX      "LORA-PACK.json"
+#define PACK_SIGNATURES "signatures/" // <folder>/<digest>.sig
 enum { PACK_SCHEMA = 1 };
 
 /* A file of the result. */
@@ -36,6 +37,7 @@ struct pack_items {
 int pack_items_add(struct pack_items *all, const char *name, const char *from, char *data,
                    uint64_t size, const char *digest, struct err *err);
 void pack_items_sort(struct pack_items *all); // by name, bytes
+const struct pack_item *pack_items_find(const struct pack_items *all, const char *digest); // NULL
 void pack_items_release(struct pack_items *all);
 uint64_t pack_items_bytes(const struct pack_items *all);
 

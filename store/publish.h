@@ -11,6 +11,7 @@
 struct publish_file {
     char *tmp; // in a work folder, finished; NULL: nothing to move
     char digest[STORE_ID_CHARS + 1];
+    bool signature; // not one of the adapter's files: one of manifest's "signatures"
 };
 
 enum publish_state {
@@ -28,11 +29,23 @@ struct publish {
     const char *name, *tag;
     bool force;   // a name in use is taken; what it named stays in its history
     bool rewrite; // the id is there, but a blob of it is spoiled: put this in its place
+    // The same content may lie there in other files, of which these signatures say nothing. They
+    // are put in the place of files without a signature; in the place of signed ones only when
+    // must_be_signed, else the signatures are left out and *left_out (or NULL) is set.
+    bool must_be_signed;
+    bool *left_out;
 };
 
 /* ERR_EXISTS: the name is in use for other content and !force; nothing was changed then.
- * When the id is there and this manifest has a base that it was not recorded for, it is. */
+ * When the id is there and this manifest has a base that it was not recorded for, it is; likewise
+ * signatures. */
 int publish(struct store *s, const struct publish *p, enum publish_state *state, struct err *err);
+
+/* Adds one signature, whose blob lies at `tmp`, to an adapter that the store has. files: what it is
+ * of, as in the manifest: ERR_REFUSED when that has changed meanwhile. *same: it was there. */
+int publish_signature(struct store *s, const char *id, const json_t *files, const char *tmp,
+                      const char *digest, uint64_t size, const char *key, bool *same,
+                      struct err *err);
 
 /* Finishes what a killed process had begun to change of known objects. Under the store's lock. */
 int publish_recover(struct store *s, struct err *err);

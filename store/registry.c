@@ -219,6 +219,9 @@ static size_t take_header(char *line, size_t size, size_t n, void *arg)
     replace(&p->location, header_value(line, n, "Location"));
     replace(&p->digest, header_value(line, n, "Docker-Content-Digest"));
     replace(&p->range, header_value(line, n, "Range"));
+    char *subject = header_value(line, n, "OCI-Subject");
+    p->knows_subject |= subject != NULL;
+    sys_free(subject);
     // Of several challenges the token's is answered.
     char *challenge = header_value(line, n, "WWW-Authenticate");
     if (challenge && p->challenge && strncasecmp(challenge, "Bearer", 6) != 0)

@@ -51,12 +51,15 @@ struct registry_report {
     char digest[STORE_ID_CHARS + 1];      // of the image
 };
 
-/* Blobs first, several at once; then manifests, the tag last. What is there is not sent.
+/* Blobs first, several at once; then manifests, signatures (by the referrers API, or under the tags
+ * that stand for it), the tag last. What is there is not sent. referrers: of oci_items().
  * ERR_DENIED, ERR_NOT_FOUND, ERR_BUSY (429 to the end), ERR_IO, ERR_CORRUPT. */
 int registry_push(struct registry *r, const struct pack_items *items, const json_t *manifests,
-                  const struct oci_top *top, struct registry_report *out, struct err *err);
+                  const json_t *referrers, const struct oci_top *top, struct registry_report *out,
+                  struct err *err);
 
-/* As import_pack() for the image behind the reference. Blobs that the store has are not fetched. */
+/* As import_pack() for the image behind the reference, with the signatures that refer to it. Blobs
+ * that the store has are not fetched. */
 int registry_pull(struct registry *r, struct store *s, const struct import_options *opt,
                   import_row_fn *row, void *arg, json_t **notes, struct registry_report *out,
                   struct err *err);

@@ -5,6 +5,7 @@
 #define STORE_REGISTRY_IMPL_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "libcore/base/strbuf.h"
 #include "store/registry.h"
@@ -12,10 +13,11 @@
 struct registry {
     struct registry_ref ref;
     struct registry_options opt;
-    bool writes;           // the token's scope
-    pthread_mutex_t mutex; // guards what follows
-    char *authorization;   // "Bearer …" or "Basic …"; NULL: none was asked for yet
-    unsigned generation;   // of it: two transfers that meet 401 ask once
+    bool writes;                  // the token's scope
+    pthread_mutex_t mutex;        // guards what follows
+    char *authorization;          // "Bearer …" or "Basic …"; NULL: none was asked for yet
+    unsigned generation;          // of it: two transfers that meet 401 ask once
+    atomic_bool has_no_referrers; // it does not know the API: the tags are asked
 };
 
 struct request {
@@ -43,6 +45,7 @@ struct response {
     char *digest;       // Docker-Content-Digest
     char *challenge;    // WWW-Authenticate
     char *range;        // Range of an upload
+    bool knows_subject; // OCI-Subject: it will list this manifest among the referrers
     long retry_after_s; // -1: not said
     struct strbuf body; // at most LIMIT_OCI_MANIFEST_BYTES
 };
@@ -87,6 +90,21 @@ void login_release(struct login *l);
 /* The caller's; NULL when memory is out or it is no base64. */
 char *base64_encode(const char *text, size_t n);
 char *base64_decode(const char *text, size_t *n);
+
+/* registry_pull.c: the manifest behind a tag or "sha256:…", its digest checked; *text is the
+ * caller's. */
+int registry_manifest(struct connection *c, const char *reference, char **text, size_t *n,
+                      char hex[DIGEST_HEX_CHARS + 1], struct err *err);
+/* registry_push.c. */
+int registry_put_manifest(struct connection *c, const char *data, uint64_t size, const char *type,
+                          const char *reference, bool *knows_subject, struct err *err);
+
+/* registry_refer.c: appends {"sha256", "size", "subject"} for each signature that refers to the
+ * manifest `subject` (hex) to the array `out`. */
+int registry_signatures(struct connection *c, const char *subject, json_t *out, struct err *err);
+/* Manifests of signatures, whose blobs are there. */
+int registry_push_signatures(struct connection *c, const struct pack_items *items,
+                             const json_t *referrers, struct err *err);
 
 /* registry_many.c: run(arg, c, i) for i in [0, n), several at once, each thread on a connection of
  * its own; the first failure is returned when all have ended, and keeps new ones from starting. */

@@ -27,9 +27,10 @@ void registry_free(struct registry *r)
 }
 
 int registry_push(struct registry *r, const struct pack_items *items, const json_t *manifests,
-                  const struct oci_top *top, struct registry_report *out, struct err *err)
+                  const json_t *referrers, const struct oci_top *top, struct registry_report *out,
+                  struct err *err)
 {
-    (void)r, (void)items, (void)manifests, (void)top, (void)out;
+    (void)r, (void)items, (void)manifests, (void)referrers, (void)top, (void)out;
     return without(err);
 }
 

@@ -26,6 +26,8 @@ struct pull {
         size_t idx; // of l->files
     } * fetches;
     size_t n_fetches;
+    json_t *images;     // digests of the adapters' manifests
+    json_t *signatures; // of them; under the mutex while they are asked for
 };
 
 static int no_memory(const struct pull *p, struct err *err)
@@ -35,7 +37,7 @@ static int no_memory(const struct pull *p, struct err *err)
 
 // ---- manifests ---------------------------------------------------------------------------------
 
-static int check_digest(const struct pull *p, const char *reference, const struct response *a,
+static int check_digest(const struct registry *r, const char *reference, const struct response *a,
                         char hex[DIGEST_HEX_CHARS + 1], struct err *err)
 {
     struct digest d, wanted;
@@ -45,28 +47,29 @@ static int check_digest(const struct pull *p, const char *reference, const struc
     digest_hex(&d, hex);
     const char *said = strncmp(reference, "sha256:", 7) == 0 ? reference : a->digest;
     if (said && digest_parse(said, &wanted) && !digest_equal(&d, &wanted))
-        return err_set(err, ERR_CORRUPT, "%s/%s: manifest %.80s has the digest %.12s",
-                       p->r->ref.host, p->r->ref.repo, reference, hex);
+        return err_set(err, ERR_CORRUPT, "%s/%s: manifest %.80s has the digest %.12s", r->ref.host,
+                       r->ref.repo, reference, hex);
     return 0;
 }
 
-/* The manifest behind a tag or digest; its text is the caller's. */
-static int get_manifest(const struct pull *p, struct connection *c, const char *reference,
-                        char **text, size_t *n, char hex[DIGEST_HEX_CHARS + 1], struct err *err)
+int registry_manifest(struct connection *c, const char *reference, char **text, size_t *n,
+                      char hex[DIGEST_HEX_CHARS + 1], struct err *err)
 {
+    const struct registry *r = connection_registry(c);
     struct strbuf url;
     struct response a = {0};
     strbuf_init(&url);
-    registry_url(p->r, &url, "manifests/%s", reference);
+    registry_url(r, &url, "manifests/%s", reference);
     struct request q = {.method = "GET", .url = strbuf_text(&url), .accept = ACCEPT};
-    int rc = url.failed ? no_memory(p, err) : registry_request(c, &q, &a, err);
+    int rc = url.failed ? err_set(err, ERR_NO_MEMORY, "%s: no memory", r->ref.host)
+                        : registry_request(c, &q, &a, err);
     *text = NULL;
     if (!rc && a.status != 200)
-        rc = registry_status_error(p->r, &a, reference, err);
+        rc = registry_status_error(r, &a, reference, err);
     if (!rc)
-        rc = check_digest(p, reference, &a, hex, err);
+        rc = check_digest(r, reference, &a, hex, err);
     if (!rc && !(*text = strbuf_take(&a.body, n)))
-        rc = no_memory(p, err);
+        rc = err_set(err, ERR_NO_MEMORY, "%s: no memory", r->ref.host);
     response_release(&a);
     strbuf_release(&url);
     return rc;
@@ -114,8 +117,60 @@ static int want_blob(struct pull *p, const json_t *file, struct err *err)
     return 0;
 }
 
-static int walk(struct pull *p, struct connection *c, const char *text, size_t n, int depth,
-                struct err *err)
+// ---- signatures --------------------------------------------------------------------------------
+
+static int want_signature(struct pull *p, const json_t *signature, struct err *err)
+{
+    const char *digest = landing_text(signature, "sha256");
+    char name[32];
+    struct arrival *a;
+    snprintf(name, sizeof name, "signature %.12s", digest);
+    if (arrivals_find_digest(&p->l->files, digest))
+        return landing_add_signature(p->l, signature, err);
+    struct fetch *more = sys_reallocarray(p->fetches, p->n_fetches + 1, sizeof *more);
+    if (!more)
+        return no_memory(p, err);
+    p->fetches = more;
+    int rc = arrivals_add(&p->l->files, name, &a, err);
+    if (rc)
+        return rc;
+    a->size = (uint64_t)json_integer_value(json_object_get(signature, "size"));
+    snprintf(a->digest, sizeof a->digest, "%s", digest);
+    p->fetches[p->n_fetches++] = (struct fetch){p->l->files.n - 1};
+    return landing_add_signature(p->l, signature, err);
+}
+
+static int ask_signatures(void *arg, struct connection *c, size_t i, struct err *err)
+{
+    struct pull *p = arg;
+    json_t *found = json_array();
+    int rc =
+        found ? registry_signatures(c, json_string_value(json_array_get(p->images, i)), found, err)
+              : no_memory(p, err);
+    pthread_mutex_lock(&p->mutex);
+    if (!rc && json_array_extend(p->signatures, found) != 0)
+        rc = no_memory(p, err);
+    pthread_mutex_unlock(&p->mutex);
+    json_decref(found);
+    return rc;
+}
+
+static int find_signatures(struct pull *p, struct err *err)
+{
+    size_t i;
+    json_t *signature;
+    int rc = registry_each(p->r, json_array_size(p->images), ask_signatures, p, err);
+    json_array_foreach(p->signatures, i, signature)
+    {
+        rc = rc ? rc : want_signature(p, signature, err);
+    }
+    return rc;
+}
+
+// ---- what a manifest leads to ------------------------------------------------------------------
+
+static int walk(struct pull *p, struct connection *c, const char *text, size_t n, const char *own,
+                int depth, struct err *err)
 {
     enum oci_kind kind;
     json_t *value = NULL, *d;
@@ -123,6 +178,17 @@ static int walk(struct pull *p, struct connection *c, const char *text, size_t n
     if (depth > MAX_DEPTH)
         return err_set(err, ERR_REFUSED, "%s: an index in an index in an index", p->l->path);
     int rc = oci_parse(text, n, p->l->path, &kind, &value, err);
+    if (!rc && kind == OCI_KIND_MANIFEST && json_array_append_new(p->images, json_string(own)) != 0)
+        rc = no_memory(p, err);
+    if (!rc && kind == OCI_KIND_SIGNATURE && depth)
+        rc = want_signature(p, value, err);
+    else if (!rc && (kind == OCI_KIND_SIGNATURE || kind == OCI_KIND_OTHER) && !depth)
+        rc = err_set(err, ERR_REFUSED, "%s:%s: refers to an image, and is none", p->l->path,
+                     p->r->ref.reference);
+    if (rc || kind == OCI_KIND_SIGNATURE || kind == OCI_KIND_OTHER) {
+        json_decref(value);
+        return rc;
+    }
     const json_t *list = !rc && kind == OCI_KIND_MANIFEST ? json_object_get(value, "files") : value;
     json_array_foreach(list, i, d)
     {
@@ -134,11 +200,11 @@ static int walk(struct pull *p, struct connection *c, const char *text, size_t n
         }
         snprintf(reference, sizeof reference, "sha256:%.64s", landing_text(d, "sha256"));
         if (!rc)
-            rc = get_manifest(p, c, reference, &sub, &k, hex, err);
+            rc = registry_manifest(c, reference, &sub, &k, hex, err);
         if (!rc && !arrivals_find_digest(&p->l->files, hex))
             rc = keep_text(p, sub, k, hex, err);
         if (!rc)
-            rc = walk(p, c, sub, k, depth + 1, err);
+            rc = walk(p, c, sub, k, hex, depth + 1, err);
         sys_free(sub);
     }
     json_decref(value);
@@ -361,12 +427,14 @@ static int pull(struct pull *p, struct err *err)
     size_t n = 0;
     int rc = connection_open(&c, p->r, err);
     if (!rc)
-        rc = get_manifest(p, c, p->r->ref.reference, &text, &n, hex, err);
+        rc = registry_manifest(c, p->r->ref.reference, &text, &n, hex, err);
     if (!rc) {
         memcpy(p->out->digest, hex, sizeof p->out->digest);
-        rc = walk(p, c, text, n, 0, err);
+        rc = walk(p, c, text, n, hex, 0, err);
     }
     connection_free(c);
+    if (!rc)
+        rc = find_signatures(p, err);
     p->out->n_blobs = p->n_fetches;
     if (!rc)
         rc = registry_each(p->r, p->n_fetches, fetch_blob, p, err);
@@ -390,11 +458,14 @@ int registry_pull(struct registry *r, struct store *s, const struct import_optio
     int rc = path.failed ? err_set(err, ERR_NO_MEMORY, "%s: no memory", r->ref.host)
                          : landing_open(&l, s, strbuf_text(&path), opt, row, arg, err);
     if (!rc) {
-        struct pull p = {.r = r, .l = &l, .out = out};
+        struct pull p = {
+            .r = r, .l = &l, .out = out, .images = json_array(), .signatures = json_array()};
         pthread_mutex_init(&p.mutex, NULL);
-        rc = pull(&p, err);
+        rc = p.images && p.signatures ? pull(&p, err) : no_memory(&p, err);
         pthread_mutex_destroy(&p.mutex);
         sys_free(p.fetches);
+        json_decref(p.images);
+        json_decref(p.signatures);
         if (!rc)
             *notes = json_incref(l.notes);
         landing_close(&l);

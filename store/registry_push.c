@@ -241,8 +241,8 @@ static int push_blob(void *arg, struct connection *c, size_t i, struct err *err)
 
 // ---- manifests ---------------------------------------------------------------------------------
 
-static int put_manifest(struct connection *c, const struct pack_item *m, const char *type,
-                        const char *reference, struct err *err)
+int registry_put_manifest(struct connection *c, const char *data, uint64_t size, const char *type,
+                          const char *reference, bool *knows_subject, struct err *err)
 {
     struct registry *r = connection_registry(c);
     struct strbuf url;
@@ -252,51 +252,53 @@ static int put_manifest(struct connection *c, const struct pack_item *m, const c
     struct request q = {.method = "PUT",
                         .url = strbuf_text(&url),
                         .content_type = type,
-                        .data = m->data,
-                        .size = m->size};
+                        .data = data,
+                        .size = size};
     int rc = url.failed ? no_memory(r, err) : registry_request(c, &q, &p, err);
     if (!rc && p.status != 201 && p.status != 200)
         rc = registry_status_error(r, &p, "manifest", err);
+    *knows_subject = p.knows_subject;
     response_release(&p);
     strbuf_release(&url);
     return rc;
 }
 
-static const struct pack_item *find_item(const struct pack_items *items, const char *digest)
-{
-    for (size_t i = 0; i < items->n; i++) {
-        if (strcmp(items->items[i].digest, digest) == 0)
-            return &items->items[i];
-    }
-    return NULL;
-}
-
-static int push_manifests(struct push *p, const json_t *manifests, const struct oci_top *top,
-                          struct err *err)
+/* Signatures before what they refer to, the tag last: whoever finds the image finds them. */
+static int push_manifests(struct push *p, const json_t *manifests, const json_t *referrers,
+                          const struct oci_top *top, struct err *err)
 {
     struct connection *c;
     size_t i;
     json_t *digest;
+    bool ignored;
     int rc = connection_open(&c, p->r, err);
+    if (!rc)
+        rc = registry_push_signatures(c, p->items, referrers, err);
     json_array_foreach(manifests, i, digest)
     {
         const char *hex = json_string_value(digest);
-        const struct pack_item *m = find_item(p->items, hex);
+        const struct pack_item *m = pack_items_find(p->items, hex);
         bool last = strcmp(hex, top->digest) == 0;
         char by_digest[REGISTRY_REFERENCE_BYTES + 1];
         snprintf(by_digest, sizeof by_digest, "sha256:%.64s", hex);
         if (!rc)
-            rc = put_manifest(c, m, last ? top->media_type : OCI_MANIFEST_TYPE,
-                              last ? p->r->ref.reference : by_digest, err);
+            rc = registry_put_manifest(c, m->data, m->size,
+                                       last ? top->media_type : OCI_MANIFEST_TYPE,
+                                       last ? p->r->ref.reference : by_digest, &ignored, err);
     }
     connection_free(c);
     return rc;
 }
 
-static bool is_manifest(const json_t *manifests, const char *digest)
+static bool is_manifest(const json_t *manifests, const json_t *referrers, const char *digest)
 {
     size_t i;
     json_t *m;
+    json_array_foreach(referrers, i, m)
+    {
+        if (strcmp(json_string_value(json_object_get(m, "digest")) + 7, digest) == 0)
+            return true;
+    }
     json_array_foreach(manifests, i, m)
     {
         if (strcmp(json_string_value(m), digest) == 0)
@@ -306,7 +308,8 @@ static bool is_manifest(const json_t *manifests, const char *digest)
 }
 
 int registry_push(struct registry *r, const struct pack_items *items, const json_t *manifests,
-                  const struct oci_top *top, struct registry_report *out, struct err *err)
+                  const json_t *referrers, const struct oci_top *top, struct registry_report *out,
+                  struct err *err)
 {
     struct push p = {.r = r, .items = items, .out = out};
     *out = (struct registry_report){0};
@@ -316,14 +319,14 @@ int registry_push(struct registry *r, const struct pack_items *items, const json
     if (!p.blobs)
         return no_memory(r, err);
     for (size_t i = 0; i < items->n; i++) {
-        if (!is_manifest(manifests, items->items[i].digest))
+        if (!is_manifest(manifests, referrers, items->items[i].digest))
             p.blobs[p.n_blobs++] = &items->items[i];
     }
     out->n_blobs = p.n_blobs;
     pthread_mutex_init(&p.mutex, NULL);
     int rc = registry_each(r, p.n_blobs, push_blob, &p, err);
     if (!rc)
-        rc = push_manifests(&p, manifests, top, err);
+        rc = push_manifests(&p, manifests, referrers, top, err);
     pthread_mutex_destroy(&p.mutex);
     sys_free(p.blobs);
     return rc;

@@ -32,5 +32,7 @@ const char *const schema_migrations[] = {
     "CREATE TABLE adapter_base("
     " base_id TEXT NOT NULL, object TEXT NOT NULL, PRIMARY KEY(base_id, object)) WITHOUT ROWID;"
     "CREATE INDEX adapter_base_object ON adapter_base(object);",
+    // 2: signatures. Their blobs are rows of file, under a path that no file has.
+    "ALTER TABLE object ADD COLUMN n_signatures INTEGER NOT NULL DEFAULT 0;",
     NULL,
 };

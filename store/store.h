@@ -70,6 +70,8 @@ struct store_entry {
     uint64_t host_bytes;   // tensors as the host tier holds them, the file's dtypes
     uint64_t device_bytes; // the same in 16 bits a value, as device tiers pack them
     uint64_t created;      // unix seconds
+    uint32_t n_signatures; // adapters: kept with it; whose they are, and whether they hold, is
+                           // another question
     void *memory;          // of store_get(); private
 };
 

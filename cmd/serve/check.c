@@ -11,7 +11,7 @@
 
 /* What is said of one adapter. */
 struct verdict {
-    const char *name;
+    const char *name, *path; // path: outside the store, or NULL
     char content_id[DIGEST_HEX_CHARS + 1];
     int rc;
     struct err why;
@@ -32,6 +32,7 @@ static void collect(void *arg, const struct offered *o)
     struct check *c = arg;
     struct verdict *v = &c->verdicts[c->n++];
     v->name = o->name;
+    v->path = o->served->path;
     memcpy(v->content_id, o->served->content_id, sizeof v->content_id);
 }
 
@@ -71,6 +72,9 @@ static void judge(struct check *c, struct verdict *v)
         adapter_kinds_text(a->kinds, v->kinds, sizeof v->kinds);
         v->rc = bind_adapter(&bound, a, rt->modules, &rt->config, &v->why);
     }
+    if (v->rc == 0 && c->s.opt->required.n)
+        v->rc = names_check_signature(rt->store_path, v->content_id, v->path, v->name,
+                                      &c->s.opt->required, &v->why);
     if (v->rc == 0)
         v->rc = rt->be->ops->supports(rt->be, &rt->config, bound->kinds, &v->why);
     uint32_t cap = (uint32_t)c->s.opt->max_lora_rank;

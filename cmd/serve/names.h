@@ -17,6 +17,7 @@
 #include "libcore/adapter_source.h"
 #include "libcore/base/digest.h"
 #include "libcore/engine/engine.h"
+#include "store/sign.h"
 
 struct names;
 
@@ -50,9 +51,16 @@ struct names_options {
     size_t n_served_names;
     const char *base_folder, *cache_folder;
     struct text_kit *base_kit;
-    const char *adapter_root; // or NULL
-    uint32_t max_rank;        // 0: no cap
+    const char *adapter_root;         // or NULL
+    uint32_t max_rank;                // 0: no cap
+    const struct sign_keys *required; // what is offered must be signed by one of these; NULL or
+                                      // none: need not
 };
+
+/* Whether an adapter is signed by one of the keys: of the store at store_path, or at `path` outside
+ * it. label: its name, for messages. ERR_REFUSED, ERR_CORRUPT. */
+int names_check_signature(const char *store_path, const char *content_id, const char *path,
+                          const char *label, const struct sign_keys *keys, struct err *err);
 
 int names_open(struct names **out, const struct names_options *opt, struct err *err);
 /* Before the first served_ready; NULL before the engine goes. */
@@ -63,7 +71,7 @@ void names_free(struct names *n);
 /* Offers what the words say: NAME=REF, REF, or JSON items. A missing or refused one is an error. */
 int names_offer_words(struct names *n, const char *const *words, size_t n_words, struct err *err);
 /* Offers every adapter of the store whose base matches; those that do not bind are left out with a
- * log line when they are readied. Sets *count. */
+ * log line when they are readied, those that are not signed as wanted at once. Sets *count. */
 int names_offer_store(struct names *n, size_t *count, struct err *err);
 /* Reads the names again (SIGHUP): of the store, or where the words' references point now. */
 int names_reload(struct names *n, struct err *err);

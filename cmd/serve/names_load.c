@@ -15,6 +15,7 @@
 #include "libcore/base/log.h"
 #include "libcore/base/sys.h"
 #include "libcore/base/thread.h"
+#include "store/signed.h"
 
 // ---- what a reference means ---------------------------------------------------------------------
 
@@ -139,12 +140,37 @@ static int resolve(struct names *n, const char *ref, bool from_request, struct r
     return rc;
 }
 
+int names_check_signature(const char *store_path, const char *content_id, const char *path,
+                          const char *label, const struct sign_keys *keys, struct err *err)
+{
+    struct store *store = NULL;
+    struct signed_report ignored;
+    int rc = 0;
+    if (path) {
+        rc = signed_check_adapter_path(path, keys, &ignored, err);
+        if (rc)
+            err_prefix(err, "%s", label);
+        return rc;
+    }
+    rc = store_open(&store, store_path, NULL, err);
+    if (!rc)
+        rc = signed_check(store, content_id, label, keys, SIGNED_RECORDED, &ignored, err);
+    store_close(store);
+    return rc;
+}
+
 // ---- offering -----------------------------------------------------------------------------------
 
 /* Makes `name` point at what was resolved, and readies it when the engine is there. */
 static int offer(struct names *n, const char *name, const char *ref, const struct resolved *r,
                  enum name_origin origin, bool pinned, struct err *err)
 {
+    if (n->opt.required && n->opt.required->n) {
+        int refused = names_check_signature(n->opt.store_path, r->content_id, r->path, name,
+                                            n->opt.required, err);
+        if (refused)
+            return refused;
+    }
     pthread_mutex_lock(&n->mutex);
     struct served *s = names_served(n, r->content_id, name, r->path, origin == NAME_FROM_REQUEST);
     pthread_mutex_unlock(&n->mutex);
@@ -342,6 +368,24 @@ static bool offered_otherwise(struct names *n, const char *name)
     return other;
 }
 
+/* One that is not signed as wanted is left out; what its name offered so far stays. */
+static int offer_stored(struct names *n, const char *name, const struct resolved *r,
+                        struct err *err)
+{
+    struct err why = {0};
+    bool wanted = n->opt.required && n->opt.required->n;
+    int rc = offer(n, name, name, r, NAME_FROM_STORE, false, &why);
+    if (!wanted || (rc != ERR_REFUSED && rc != ERR_CORRUPT))
+        return rc ? err_set(err, rc, "%s", why.msg) : 0;
+    log_warn("names", "not offered name=%s reason=\"%s\"", name, why.msg);
+    pthread_mutex_lock(&n->mutex);
+    struct name_entry *e = names_entry(n, name, strlen(name));
+    if (e)
+        e->seen = true;
+    pthread_mutex_unlock(&n->mutex);
+    return 0;
+}
+
 int names_offer_store(struct names *n, size_t *count, struct err *err)
 {
     n->from_store = true;
@@ -354,7 +398,7 @@ int names_offer_store(struct names *n, size_t *count, struct err *err)
             !names_is_base(n, r->name, strlen(r->name))) {
             struct resolved resolved = {0};
             memcpy(resolved.content_id, r->id, sizeof resolved.content_id);
-            rc = offer(n, r->name, r->name, &resolved, NAME_FROM_STORE, false, err);
+            rc = offer_stored(n, r->name, &resolved, err);
         }
         *count += rc == 0;
         sys_free(r->name);

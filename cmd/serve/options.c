@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "cmd/signing.h"
 #include "libcore/base/limits.h"
 #include "libcore/base/log.h"
 
@@ -204,6 +205,7 @@ const struct option serve_option_table[] = {
      .value_name = "DIR",
      .env = "LORA_ADAPTER_ROOT",
      .help = "Requests to load by path may name what lies below it; without it, names only."},
+    SIGNING_REQUIRED_ROW,
 
     {.type = OPTION_HEADING, .help = "Memory and batch"},
     {.long_name = "gpu-memory-utilization",
@@ -556,5 +558,5 @@ int serve_options_finish(struct cmd_context *ctx, struct err *err)
         return err_set(err, ERR_USAGE, "--max-body-bytes: wanted 1 to %d", LIMIT_BODY_BYTES);
     if (OPT->request_timeout_s < 0 || OPT->drain_timeout_s < 0 || OPT->idle_timeout_s < 0)
         return err_set(err, ERR_USAGE, "a time-out is negative");
-    return 0;
+    return signing_read_keys(&OPT->required, &signing_required, err);
 }

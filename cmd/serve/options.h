@@ -7,6 +7,7 @@
 #define CMD_SERVE_OPTIONS_H
 
 #include "cmd/cmd.h"
+#include "store/sign.h"
 
 /* What a base model is opened with; `lora run` uses the same. */
 struct model_options {
@@ -38,6 +39,7 @@ struct serve_options {
     struct string_list lora_paths;
     bool lora_paths_given;
     const char *adapter_root;
+    struct sign_keys required; // adapters must be signed by one of them; none: need not
     const char *host;
     int64_t port;
     struct string_list api_keys;

@@ -183,6 +183,8 @@ int server_open_names(struct server *s, struct err *err)
         .base_kit = rt->kit,
         .adapter_root = s->opt->adapter_root,
         .max_rank = (uint32_t)s->opt->max_lora_rank,
+        // --check says of each what it thinks, and refuses none before that.
+        .required = s->opt->check ? NULL : &s->opt->required,
     };
     return names_open(&s->names, &opt, err);
 }

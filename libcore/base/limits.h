@@ -55,6 +55,11 @@ enum {
     LIMIT_PACK_FREE_MIB = 64,
     // registries: the manifest of an image; the distribution protocol's own bound is 4 MiB.
     LIMIT_OCI_MANIFEST_BYTES = 4 << 20,
+    // signatures: about 130 bytes a file; a checkpoint has some hundred files. Beyond so many
+    // signatures of one adapter somebody is filling a disk.
+    LIMIT_SIGNATURE_BYTES = 4 << 20,
+    LIMIT_SIGNED_FILES = 10000,
+    LIMIT_SIGNATURES = 64,
 };
 
 #endif
