@@ -9,6 +9,7 @@
 #include "libcore/base/strbuf.h"
 #include "libcore/base/sys.h"
 #include "store/import_pack_impl.h"
+#include "store/signed.h"
 
 // ---- the place ---------------------------------------------------------------------------------
 
@@ -152,6 +153,38 @@ static int read_signatures(const struct landing *l, const struct landed *a,
     return rc;
 }
 
+static void put_where(const struct landing *l, const struct landed *a, struct strbuf *where)
+{
+    strbuf_addf(where, "%s%s%s", l->path, *a->where ? ":" : "", a->where);
+}
+
+int landing_judge(struct landing *l, const struct landed *a, struct err *err)
+{
+    if (!l->opt->required || !l->opt->required->n)
+        return 0;
+    struct import_signatures signatures = {0};
+    struct signed_file *files = sys_calloc(a->n_files + 1, sizeof *files);
+    json_t *ignored = json_array(); // told when it is imported
+    struct strbuf where;
+    strbuf_init(&where);
+    put_where(l, a, &where);
+    int rc = files && ignored && !where.failed
+                 ? read_signatures(l, a, &signatures, err)
+                 : err_set(err, ERR_NO_MEMORY, "%s: no memory", l->path);
+    for (size_t i = 0; !rc && i < a->n_files; i++)
+        files[i] = (struct signed_file){.name = a->files[i].name,
+                                        .digest = a->files[i].arrival->digest,
+                                        .path = a->files[i].arrival->path};
+    if (!rc)
+        rc = import_signatures_judge(&signatures, files, a->n_files, l->opt, strbuf_text(&where),
+                                     ignored, err);
+    strbuf_release(&where);
+    json_decref(ignored);
+    sys_free(files);
+    import_signatures_release(&signatures);
+    return rc;
+}
+
 int landing_adapter(struct landing *l, const struct landed *a, struct err *err)
 {
     struct import_files f = {0};
@@ -161,7 +194,7 @@ int landing_adapter(struct landing *l, const struct landed *a, struct err *err)
     strbuf_init(&folder);
     strbuf_init(&where);
     strbuf_addf(&folder, "%s/a%zu", l->files.folder, a->number);
-    strbuf_addf(&where, "%s%s%s", l->path, *a->where ? ":" : "", a->where);
+    put_where(l, a, &where);
     int rc = folder.failed || where.failed ? err_set(err, ERR_NO_MEMORY, "%s: no memory", l->path)
                                            : make_folder(l, a, strbuf_text(&folder), err);
     if (!rc)
@@ -369,7 +402,8 @@ static int take_image(struct image *x, const char *text, size_t n, const char *w
     return rc;
 }
 
-static int land_one(struct image *x, const json_t *adapter, size_t number, struct err *err)
+static int land_one(struct image *x, const json_t *adapter, size_t number, bool publish,
+                    struct err *err)
 {
     const json_t *record = json_object_get(adapter, "record");
     struct landed a = {.where = landing_text(adapter, "where"),
@@ -396,7 +430,7 @@ static int land_one(struct image *x, const json_t *adapter, size_t number, struc
             rc = landed_sign(&a, from, err);
     }
     if (!rc)
-        rc = landing_adapter(x->l, &a, err);
+        rc = publish ? landing_adapter(x->l, &a, err) : landing_judge(x->l, &a, err);
     landed_release(&a);
     return rc;
 }
@@ -412,8 +446,9 @@ int landing_image(struct landing *l, const char *text, size_t n, const char *whe
         rc = err_set(err, ERR_NOT_FOUND, "%s: no adapter in it", l->path);
     if (!rc && n_adapters > 1 && l->opt->name)
         rc = err_set(err, ERR_USAGE, "--name is for one adapter, %s has %zu", l->path, n_adapters);
-    for (size_t i = 0; !rc && i < n_adapters; i++)
-        rc = land_one(&x, json_array_get(x.adapters, i), i, err);
+    for (size_t i = 0; !rc && i < 2 * n_adapters; i++)
+        rc = land_one(&x, json_array_get(x.adapters, i % n_adapters), i % n_adapters,
+                      i >= n_adapters, err);
     json_decref(x.adapters);
     return rc;
 }

@@ -156,8 +156,8 @@ static int each_record(struct landing *l, const json_t *records, bool publish, s
         {
             rc = rc ? rc : add_signature(l, &a, file, err);
         }
-        if (!rc && publish)
-            rc = landing_adapter(l, &a, err);
+        if (!rc)
+            rc = publish ? landing_adapter(l, &a, err) : landing_judge(l, &a, err);
         landed_release(&a);
         if (rc)
             return rc;
@@ -301,8 +301,8 @@ static int land_folder(struct landing *l, const struct arrival *config, size_t n
     int rc = suggested ? gather(l, &a, config->name, n,
                                 strcmp(file_base_name(config->name), LANDED_CONFIG) == 0, err)
                        : no_memory(l, err);
-    if (!rc && publish)
-        rc = landing_adapter(l, &a, err);
+    if (!rc)
+        rc = publish ? landing_adapter(l, &a, err) : landing_judge(l, &a, err);
     landed_release(&a);
     sys_free(suggested);
     return rc;

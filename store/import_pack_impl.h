@@ -58,6 +58,8 @@ int landed_sign(struct landed *a, const struct arrival *bundle, struct err *err)
 int landed_add(struct landed *a, const struct arrival *arrival, const char *name, struct err *err);
 /* The name under which the reader of adapters finds this file; NULL: it does not look at it. */
 const char *landing_reader_name(const char *name);
+/* Whether it is signed as it must be; asked of all adapters before the first one lands. */
+int landing_judge(struct landing *l, const struct landed *a, struct err *err);
 int landing_adapter(struct landing *l, const struct landed *a, struct err *err);
 
 /* "path", "sha256" and "size" of a record's file are sound, and it is a file of an adapter. */

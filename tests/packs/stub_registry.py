@@ -17,6 +17,7 @@ top = json.load(open(os.path.join(layout, "index.json")))["manifests"][0]
 blobs = {name: open(os.path.join(layout, "blobs/sha256", name), "rb").read() for name in os.listdir(os.path.join(layout, "blobs/sha256"))}
 large = max(blobs, key=lambda d: len(blobs[d]))
 counts, uploads, pushed, lock = {}, {}, {}, threading.Lock()
+tags, referrers = {}, {} # of the mode "refer", which knows the referrers API
 log = open(log_file, "w", buffering=1)
 
 
@@ -83,6 +84,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             good = self.headers.get("Authorization") == "Basic " + base64.b64encode(b"joe:secret word").decode()
             scope = "scope=repository%3Atoken%3Apull" in self.path
             return self.answer(200 if good and scope else 401, b'{"token": "good-token"}' if good and scope else b"{}")
+        m = re.match(r"/v2/(refer[a-z0-9/-]*?)/referrers/sha256:([0-9a-f]{64})$", self.path)
+        if m:
+            index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": referrers.get(m.groups(), [])}
+            return self.answer(200, json.dumps(index).encode(), Content_Type=index["mediaType"])
         m = re.match(r"/v2/([a-z0-9/-]+?)/(manifests|blobs)/(.+)$", self.path)
         if not m:
             return self.error(404, "NAME_UNKNOWN")
@@ -96,8 +101,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(204, Location=self.path, Range=f"0-{max(len(up) - 1, 0)}")
         digest = ref.removeprefix("sha256:")
         if kind == "manifests" and not ref.startswith("sha256:"):
-            digest = top["digest"].removeprefix("sha256:")
-        data = pushed.get((mode, digest)) if mode.startswith("push") else blobs.get(digest)
+            digest = tags.get((mode, ref), "") if mode.startswith("refer") else top["digest"].removeprefix("sha256:")
+        data = pushed.get((mode, digest)) if mode.startswith(("push", "refer")) else blobs.get(digest)
         if data is None or mode == "missing" or (mode == "noblob" and digest == large):
             return self.error(404, "MANIFEST_UNKNOWN")
         headers = {"Docker_Content_Digest": "sha256:" + digest}
@@ -170,8 +175,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
             mode = self.path.split("/")[2]
             if mode == "pushnomanifest":
                 return self.error(400, "MANIFEST_INVALID")
-            pushed[(mode, hashlib.sha256(data).hexdigest())] = data
-            return self.answer(201)
+            digest = hashlib.sha256(data).hexdigest()
+            pushed[(mode, digest)] = data
+            if not mode.startswith("refer"):
+                return self.answer(201)
+            tags[(mode, self.path.rsplit("/", 1)[1])] = digest
+            manifest = json.loads(data)
+            subject = manifest.get("subject", {}).get("digest", "")
+            if not subject:
+                return self.answer(201)
+            listed = referrers.setdefault((mode, subject.removeprefix("sha256:")), [])
+            if all(d["digest"] != "sha256:" + digest for d in listed):
+                listed.append({"mediaType": manifest["mediaType"], "digest": "sha256:" + digest, "size": len(data),
+                               "artifactType": manifest.get("artifactType") or manifest["config"]["mediaType"],
+                               "annotations": manifest.get("annotations", {})})
+            return self.answer(201, OCI_Subject=subject)
         name, mode = self.upload()
         if mode == "pushlost" and nth("lost") == 1: # the upload is forgotten
             return self.error(404, "BLOB_UPLOAD_UNKNOWN")
