@@ -81,9 +81,6 @@ static int open_backend(struct backend **out, const struct backend_options *opt,
     int rc = device_of(opt->device, &be->device, err);
     if (rc == 0)
         rc = read_card(be, err);
-    if (rc == 0 && be->deterministic)
-        rc =
-            err_set(err, ERR_REFUSED, "--deterministic is not built on cuda yet; use --device cpu");
     if (rc == 0 && cublasLtCreate(&be->lt) != CUBLAS_STATUS_SUCCESS)
         rc = err_set(err, ERR_DEVICE, "cuda: cuBLASLt does not open");
     if (rc != 0) {

@@ -281,6 +281,21 @@ bool cuda_moe_fits(const struct device_model *m, uint32_t rows, uint32_t v_width
 int cuda_moe_forward(struct device_model *m, const struct cuda_run *run, const struct cu_rows *r,
                      const uint32_t *columns, uint32_t layer, struct cu_expand *out);
 
+/* ---- forward_fixed.c: --deterministic ---- */
+/* Rows that a step of n is launched with, and limits that allow them; n otherwise. */
+uint32_t cuda_fixed_rows(const struct cuda_backend *be, uint32_t n);
+struct step_limits cuda_fixed_limits(const struct cuda_backend *be, const struct step_limits *l);
+/* A product whose sums depend on its shape alone: y16, or float32 at `wide`, and v16. *e has its
+ * shape and adapters already. */
+struct cuda_fixed {
+    const void *w, *x;
+    uint32_t k, v_width;
+    uint32_t n_real;        // rows of the step, and
+    const uint32_t *n_rows; // the same on the device
+    float *wide;
+};
+int cuda_linear_fixed(struct device_model *m, const struct cuda_fixed *f, struct cu_expand *e);
+
 /* ---- gemm_large.c: y[T, N] = x[T, K] W^T through cuBLASLt ---- */
 int lt_open(struct device_model *m, struct err *err);
 void lt_free(struct device_model *m);

@@ -155,7 +155,17 @@ static int linear(struct device_model *m, const struct cuda_run *run, const stru
                         .columns = s->columns,
                         .s = m->v,
                         .chunk_blocks = cu_chunk_blocks(k)};
-    if (t <= CU_SMALL_ROWS) {
+    if (m->be->deterministic) {
+        struct cuda_fixed f = {.w = w,
+                               .x = x,
+                               .k = k,
+                               .v_width = run->v_width,
+                               .n_real =
+                                   site == SITE_HEAD ? run->step->n_logit_rows : run->step->n_rows,
+                               .n_rows = s->r.n_rows,
+                               .wide = site == SITE_HEAD ? m->logits : NULL};
+        TRY(cuda_linear_fixed(m, &f, e));
+    } else if (t <= CU_SMALL_ROWS) {
         int set = plan_set(run, t);
         uint32_t block_k;
         cu_block_shape(t, &e->block_rows, &block_k);

@@ -41,7 +41,7 @@ int lt_open(struct device_model *m, struct err *err)
     snprintf(key, sizeof key, "cublaslt gpu=%s sm=%d sms=%d driver=%d runtime=%d cublas=%zu/%zu",
              m->be->name, m->be->capability, m->be->n_sms, driver, runtime, cublasLtGetVersion(),
              cublasLtGetCudartVersion());
-    c->tune = m->be->cache_dir != NULL;
+    c->tune = m->be->cache_dir != NULL && !m->be->deterministic;
     return choices_open(&c->choices, m->be->cache_dir, "cublaslt", key, sizeof(struct lt_shape),
                         MAX_SHAPES, err);
 }

@@ -119,7 +119,7 @@ int cuda_model_open(struct backend *base, const struct model_config *config,
     m->be = be;
     m->config = config;
     m->modules = modules;
-    m->limits = *limits;
+    m->limits = cuda_fixed_limits(be, limits);
     pthread_mutex_init(&m->staging_lock, NULL);
     pthread_mutex_init(&m->load_lock, NULL);
     pthread_cond_init(&m->staging_free, NULL);
@@ -205,8 +205,8 @@ int cuda_model_bytes(struct backend *be, const struct model_config *c,
                      const struct step_limits *limits, uint64_t *weights, uint64_t *scratch,
                      struct err *err)
 {
-    (void)be;
     (void)err;
+    struct step_limits raised = cuda_fixed_limits((struct cuda_backend *)be, limits);
     uint64_t n = (uint64_t)c->vocab_size * c->d_model * (c->tied_embeddings ? 1 : 2);
     for (uint32_t i = 0; i < c->n_layers; i++) {
         for (int s = 0; s < dense_sites(c, i); s++) {
@@ -218,7 +218,7 @@ int cuda_model_bytes(struct backend *be, const struct model_config *c,
             n += (uint64_t)c->n_experts * c->d_model * (1 + 3ull * c->d_expert);
     }
     *weights = n * 2;
-    *scratch = cuda_scratch_bytes(c, limits);
+    *scratch = cuda_scratch_bytes(c, &raised);
     return 0;
 }
 

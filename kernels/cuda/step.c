@@ -209,8 +209,9 @@ static int copy_sampling(struct device_model *m, struct cuda_flight *f, const st
 static uint32_t graph_rows(const struct device_model *m, const struct step *s)
 {
     static const uint32_t buckets[] = {1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64};
-    if (m->be->no_graphs || s->n_decode_rows != s->n_rows || s->n_logit_rows != s->n_rows ||
-        s->logits_out || (s->n_segments && s->kinds & (ADAPTER_FULL | ADAPTER_TOKENS)))
+    if (m->be->no_graphs || m->be->deterministic || s->n_decode_rows != s->n_rows ||
+        s->n_logit_rows != s->n_rows || s->logits_out ||
+        (s->n_segments && s->kinds & (ADAPTER_FULL | ADAPTER_TOKENS)))
         return 0;
     for (size_t i = 0; i < sizeof buckets / sizeof buckets[0]; i++) {
         if (buckets[i] >= s->n_rows)
@@ -317,7 +318,7 @@ static int fill_lists(struct device_model *m, struct cuda_flight *f, const struc
     for (uint32_t i = 0; i < s->n_head_segments && run->logits > CU_SMALL_ROWS; i++)
         n_head =
             list_items(rows[2], rows[3], n_head, i, s->head_segments[i].n_rows, CU_SHRINK_ROWS);
-    for (uint32_t i = s->n_decode_rows; i < s->n_sequences; i++)
+    for (uint32_t i = run->n_decode; i < s->n_sequences; i++) // decode rows: one a sequence
         n_blocks =
             list_items(blocks[0], blocks[1], n_blocks, i, s->sequences[i].n_rows, CU_QUERY_ROWS);
     const uint32_t *device = (const uint32_t *)(const void *)(m->extra + offset);
@@ -424,9 +425,11 @@ int cuda_step_submit(struct backend *be, struct device_model *m, const struct st
     unsigned kinds = step->n_segments || step->n_head_segments ? step->kinds : 0;
     uint32_t bucket = graph_rows(m, step);
     struct cuda_run run = {
-        .rows = bucket ? bucket : step->n_rows,
-        .logits = bucket ? bucket : step->n_logit_rows,
-        .n_decode = bucket ? bucket : step->n_decode_rows,
+        .rows = bucket ? bucket : cuda_fixed_rows(m->be, step->n_rows),
+        .logits = bucket ? bucket : cuda_fixed_rows(m->be, step->n_logit_rows),
+        .n_decode = bucket                 ? bucket
+                    : m->be->deterministic ? 0
+                                           : step->n_decode_rows,
         .kinds = !kinds                                                             ? 0
                  : kinds & ~(unsigned)ADAPTER_ADDITIVE || kinds & ADAPTER_LORA_BIAS ? 2
                                                                                     : 1,

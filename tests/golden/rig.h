@@ -60,6 +60,9 @@ struct rig_request {
     uint32_t *pages;
 };
 
+/* --deterministic, for the rigs that are opened from now on. */
+static bool rig_deterministic;
+
 static inline const char *rig_device(void)
 {
     const char *device = getenv("LORA_TEST_DEVICE");
@@ -98,7 +101,7 @@ static inline int rig_open(struct rig *r, const char *folder, const struct step_
                            uint32_t n_pages, uint32_t n_chunks, struct err *err)
 {
     struct checkpoint *ckpt = NULL;
-    struct backend_options opt = {.device = rig_device()};
+    struct backend_options opt = {.device = rig_device(), .deterministic = rig_deterministic};
     memset(r, 0, sizeof *r);
     r->limits = (struct step_limits){.max_rows = 512,
                                      .max_sequences = 256,

@@ -225,6 +225,14 @@ TEST(kinds_qwen2_bias)
     run_base("kinds", "qwen2-bias", NULL, 512, false);
 }
 
+TEST(deterministic_sums_are_right_too)
+{
+    rig_deterministic = true;
+    run_base("kinds", "llama-untied", NULL, 512, false);
+    run_base("archs", "mixtral", NULL, 7, true);
+    rig_deterministic = false;
+}
+
 TEST(chunks_of_seven_rows_scattered_pages_of_four)
 {
     const struct step_limits limits = {.max_rows = 64,

@@ -1,0 +1,53 @@
+/*
+ * --deterministic: a row's sums are the same alone and in any batch, in any chunk of its prompt.
+ *
+ * Every step is launched as one of many rows (the consumers then are the same kernels whatever the
+ * rows: cuda_fixed_rows); products and shrinks are those of launch_moe.h, whose sums depend on the
+ * shape alone; attention goes block by block over 64 keys at fixed positions, for rows of decode as
+ * of prefill. Nothing is recorded: a step costs its launches.
+ */
+#include "kernels/cuda/cuda_impl.h"
+
+struct step_limits cuda_fixed_limits(const struct cuda_backend *be, const struct step_limits *l)
+{
+    struct step_limits raised = *l;
+    raised.max_rows = cuda_fixed_rows(be, l->max_rows);
+    raised.max_logit_rows = cuda_fixed_rows(be, l->max_logit_rows);
+    return raised;
+}
+
+uint32_t cuda_fixed_rows(const struct cuda_backend *be, uint32_t n)
+{
+    return be->deterministic && n && n <= CU_SMALL_ROWS ? CU_SMALL_ROWS + 1 : n;
+}
+
+int cuda_linear_fixed(struct device_model *m, const struct cuda_fixed *f, struct cu_expand *e)
+{
+    uint32_t n = f->n_real, tile = n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : CU_MAX_TILE;
+    struct cu_grouped g = {.w = f->w,
+                           .x = f->x,
+                           .n = e->n,
+                           .k = f->k,
+                           .n_rows = f->n_rows,
+                           .tile = tile,
+                           .tile_bound = (n + tile - 1) / tile,
+                           .segments = e->segments,
+                           .n_segments = e->n_segments,
+                           .columns = e->columns,
+                           .sites = e->sites,
+                           .site_stride = e->site_stride,
+                           .v = m->v16,
+                           .v_width = f->v_width};
+    int rc = 0;
+    if (g.segments && g.v_width) {
+        e->v16 = m->v16;
+        e->v_width = f->v_width;
+        rc = cu_grouped_shrink(&g, m->compute);
+    }
+    g.segments = NULL; // B is added by what completes the product
+    e->y = f->wide;
+    e->y16 = f->wide ? NULL : m->y16;
+    return rc ? rc
+              : cu_grouped_gemm(&g, f->wide ? CU_STORE_F32 : CU_STORE_BF16,
+                                f->wide ? (void *)f->wide : m->y16, m->compute);
+}
