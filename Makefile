@@ -57,12 +57,13 @@ KERNELS := \
 STORE := \
   $(addprefix store/,archive_gzip archive_in archive_name archive_out archive_tar archive_zip arrive base_model blob \
     block_pipe \
-    cache fsck fsck_repair gc id_set import import_adapter import_base import_land import_made import_pack import_sign \
-    index index_query index_vfs lease lock manifest manifest_adapter names object oci oci_parse pack pack_write \
+    cache fsck fsck_repair gc id_set import import_adapter import_base import_land import_made import_overlay import_pack \
+    import_sign \
+    index index_query index_vfs lease lock manifest manifest_adapter names object oci oci_parse overlay overlay_apply pack pack_write \
     bundle publish refs registry_ref schema sign signed signed_folder source store) \
   $(if $(filter 1,$(CURL)),store/registry $(addprefix store/registry_,auth login many pull push refer),store/registry_none)
 CMD := \
-  $(addprefix cmd/,main cmd model_ref options options_sources options_value help help_man progress table) \
+  $(addprefix cmd/,main cmd model_ref options options_sources options_value help help_man pack_overlay progress table) \
   $(addprefix cmd/,inspect_info inspect_map inspect_print report) \
   $(addprefix cmd/cmd_,import inspect merge diff serve list run bench tag rm gc fsck export extract resize prompt tokenize env completion version help) \
   $(addprefix cmd/,base_ref cache_folder import_initial merge_base made_adapter merge_combine merge_explain merge_inputs run_answer run_logits run_prompt) \

@@ -289,6 +289,8 @@ static void hint_for(int code, const char *msg)
                  "`lora tag --history`)");
     else if (code == ERR_LOCKED)
         cmd_hint("wait for that process, or --lock-timeout SECONDS");
+    else if (code == ERR_NOT_FOUND && strstr(msg, "lies over base"))
+        cmd_hint("`lora import FOLDER` of that base first, or --base REF");
     else if (code == ERR_REFUSED && strstr(msg, "does not fit base"))
         cmd_hint("--base REF names the base that it was trained on");
     else if (code == ERR_REFUSED && strstr(msg, "is not signed"))

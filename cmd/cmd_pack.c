@@ -5,12 +5,13 @@
 
 #include "cmd/cmd.h"
 #include "cmd/model_ref.h"
+#include "cmd/pack_overlay.h"
 #include "cmd/progress.h"
 #include "cmd/table.h"
 #include "libcore/base/file.h"
 #include "store/oci.h"
 
-static const char *output, *format, *oci_compat;
+static const char *output, *format, *oci_compat, *overlay_of;
 
 static int on_bytes(void *arg, uint64_t bytes)
 {
@@ -61,6 +62,8 @@ static int check_usage(struct cmd_context *ctx, struct form *f, struct err *err)
         rc = oci_compat_parse(oci_compat, &ignored, err);
     if (!rc && oci_compat && !f->oci)
         rc = err_set(err, ERR_USAGE, "--oci-compat is for --format oci");
+    if (!rc && overlay_of && (f->oci || ctx->n_args != 1))
+        rc = err_set(err, ERR_USAGE, "--overlay-of is for one base in an archive");
     if (rc)
         return rc;
     if (file_exists(output) && !ctx->force) {
@@ -75,15 +78,22 @@ struct done {
     uint64_t bytes;
 };
 
+/* A pack is known by its index. */
+static void take_index_digest(const struct pack_items *items, struct done *done)
+{
+    for (size_t i = 0; i < items->n; i++) {
+        if (strcmp(items->items[i].name, PACK_INDEX) == 0)
+            memcpy(done->digest, items->items[i].digest, sizeof done->digest);
+    }
+}
+
 static int make_items(const struct pack_plan *plan, const struct form *f, struct pack_items *items,
                       struct done *done, struct err *err)
 {
     if (!f->oci) {
         int rc = pack_plan_items(plan, items, err);
-        for (size_t i = 0; !rc && i < items->n; i++) {
-            if (strcmp(items->items[i].name, PACK_INDEX) == 0)
-                memcpy(done->digest, items->items[i].digest, sizeof done->digest);
-        }
+        if (!rc)
+            take_index_digest(items, done);
         return rc;
     }
     enum oci_compat compat;
@@ -103,30 +113,25 @@ static int make_items(const struct pack_plan *plan, const struct form *f, struct
     return rc;
 }
 
-static int write_pack(struct cmd_context *ctx, const struct pack_plan *plan, const struct form *f,
-                      struct done *done, struct err *err)
+static int write_items(struct cmd_context *ctx, const struct pack_items *items,
+                       const struct form *f, struct done *done, struct err *err)
 {
-    struct pack_items items = {0};
-    int rc = make_items(plan, f, &items, done, err);
-    if (!rc) {
-        struct progress *p = progress_open(ctx->progress, "pack", pack_items_bytes(&items));
-        struct pack_output out = {output, ctx->force, on_bytes, p};
-        rc = f->kind == ARCHIVE_KIND_NONE
-                 ? pack_write_folder(&items, &out, &done->bytes, err)
-                 : pack_write_archive(&items, f->kind, &out, &done->bytes, err);
-        progress_free(p);
-    }
-    pack_items_release(&items);
+    struct progress *p = progress_open(ctx->progress, "pack", pack_items_bytes(items));
+    struct pack_output out = {output, ctx->force, on_bytes, p};
+    int rc = f->kind == ARCHIVE_KIND_NONE
+                 ? pack_write_folder(items, &out, &done->bytes, err)
+                 : pack_write_archive(items, f->kind, &out, &done->bytes, err);
+    progress_free(p);
     return rc;
 }
 
-static void tell(struct cmd_context *ctx, const struct pack_plan *plan, const struct form *f,
+static void tell(struct cmd_context *ctx, const json_t *records, const struct form *f,
                  const struct done *done)
 {
     json_t *adapters = json_array(), *record;
     size_t i;
     char bytes[TABLE_CELL_BYTES];
-    json_array_foreach(plan->records, i, record)
+    json_array_foreach(records, i, record)
     {
         json_array_append_new(
             adapters, json_pack("{s:O,s:O,s:O,s:O}", "name", json_object_get(record, "name"), "tag",
@@ -145,26 +150,56 @@ static void tell(struct cmd_context *ctx, const struct pack_plan *plan, const st
     json_decref(adapters);
 }
 
-static int run(struct cmd_context *ctx, struct err *err)
+static int pack_refs(struct cmd_context *ctx, const struct form *f, struct err *err)
 {
-    struct form f = {0};
     struct store *s;
     struct pack_plan plan;
+    struct pack_items items = {0};
     struct done done = {0};
-    int rc = check_usage(ctx, &f, err);
-    if (!rc)
-        rc = cmd_store_open(ctx, false, &s, err);
+    int rc = cmd_store_open(ctx, false, &s, err);
     if (rc)
         return rc;
     rc = pack_plan_open(&plan, s, (const char *const *)ctx->args, ctx->n_args, "pack", err);
     if (!rc) {
-        rc = write_pack(ctx, &plan, &f, &done, err);
+        rc = make_items(&plan, f, &items, &done, err);
         if (!rc)
-            tell(ctx, &plan, &f, &done);
+            rc = write_items(ctx, &items, f, &done, err);
+        if (!rc)
+            tell(ctx, plan.records, f, &done);
+        pack_items_release(&items);
         pack_plan_release(&plan);
     }
     store_close(s);
     return rc;
+}
+
+static int pack_over_base(struct cmd_context *ctx, const struct form *f, struct err *err)
+{
+    struct pack_overlay p;
+    struct pack_items items = {0};
+    struct done done = {0};
+    int rc = pack_overlay_open(&p, ctx, ctx->args[0], overlay_of, output, &items, err);
+    if (rc)
+        return rc;
+    take_index_digest(&items, &done);
+    rc = write_items(ctx, &items, f, &done, err);
+    if (!rc) {
+        json_t *records = json_pack("[O]", p.record);
+        tell(ctx, records, f, &done);
+        json_decref(records);
+    }
+    pack_items_release(&items);
+    pack_overlay_release(&p);
+    return rc;
+}
+
+static int run(struct cmd_context *ctx, struct err *err)
+{
+    struct form f = {0};
+    int rc = check_usage(ctx, &f, err);
+    if (rc)
+        return rc;
+    return overlay_of ? pack_over_base(ctx, &f, err) : pack_refs(ctx, &f, err);
 }
 
 static const struct option options[] = {
@@ -186,6 +221,12 @@ static const struct option options[] = {
      .value_name = "FORM",
      .choices = "model,image,empty",
      .help = "For registries that know no ModelPack: an image's config, or the empty one."},
+    {.long_name = "overlay-of",
+     .type = OPTION_STRING,
+     .value = &overlay_of,
+     .value_name = "BASE",
+     .help = "REF is a base (a name, or a folder as `lora merge` writes it) that lies over BASE: "
+             "pack the tensors that differ, and the merge's recipe."},
     {0},
 };
 
@@ -198,12 +239,15 @@ const struct command command_pack = {
         "same\n"
         "version of the compressor). `lora import FILE` brings them back with the same content "
         "ids.\n"
-        "A base travels thin: its fingerprint and the list of its files. In a plain tar the "
-        "weights\n"
-        "begin at multiples of 4096 bytes, so that they can be mapped.",
+        "A base travels thin, by its fingerprint, or with --overlay-of as what differs from "
+        "another\n"
+        "base: over that one, and no other, `lora import FILE [--base BASE]` makes the same files\n"
+        "again. In a plain tar the weights begin at multiples of 4096 bytes, so that they can be "
+        "mapped.",
     .examples = "lora pack support-bot --output support-bot.tar.zst\n"
                 "lora pack a b c --output team.tar\n"
-                "lora pack support-bot --format oci --output ./layout",
+                "lora pack support-bot --format oci --output ./layout\n"
+                "lora pack ./merged --overlay-of llama --output merged.tar.zst",
     .main_five = true,
     .min_args = 1,
     .max_args = SIZE_MAX,

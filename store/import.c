@@ -162,6 +162,17 @@ int import_set_name(struct import_result *r, const struct import_options *opt,
     return rc;
 }
 
+int import_set_packed_name(struct import_result *r, const struct import_options *opt,
+                           const json_t *record, const char *where, struct err *err)
+{
+    char text[LIMIT_NAME_BYTES + STORE_TAG_BYTES + 2];
+    const char *name = json_string_value(json_object_get(record, "name"));
+    const char *tag = json_string_value(json_object_get(record, "tag"));
+    bool tagged = tag && !opt->tag && !opt->name;
+    snprintf(text, sizeof text, "%s%s%s", name ? name : "", tagged ? ":" : "", tagged ? tag : "");
+    return import_set_name(r, opt, text, where, err);
+}
+
 /* Errors found in the work folder speak of the file that the user knows. */
 void import_restore_paths(struct err *err, const char *work_folder, const char *folder)
 {

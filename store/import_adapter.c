@@ -142,21 +142,10 @@ static int read_adapter(struct job *j, const char *path, bool skip_values, struc
     return adapter_file_read(a, path, &opt, err);
 }
 
-static int set_packed_name(struct job *j, struct err *err)
-{
-    char text[LIMIT_NAME_BYTES + STORE_TAG_BYTES + 2];
-    const json_t *record = j->arrived->record;
-    const char *name = json_string_value(json_object_get(record, "name"));
-    const char *tag = json_string_value(json_object_get(record, "tag"));
-    bool tagged = tag && !j->opt->tag && !j->opt->name;
-    snprintf(text, sizeof text, "%s%s%s", name ? name : "", tagged ? ":" : "", tagged ? tag : "");
-    return import_set_name(j->out, j->opt, text, j->path, err);
-}
-
 static int set_name(struct job *j, const struct adapter *a, struct err *err)
 {
     if (j->arrived && j->arrived->record)
-        return set_packed_name(j, err);
+        return import_set_packed_name(j->out, j->opt, j->arrived->record, j->path, err);
     char *from_path = peft_name_of_path(j->arrived ? j->arrived->suggested : j->path);
     if (!from_path)
         return err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);

@@ -314,6 +314,29 @@ static int import_into(const struct job *j, struct err *err)
     return rc;
 }
 
+/* What was built (store/import_overlay.c): digests and tensors are known. */
+static int publish_arrived(const struct job *j, const struct import_arrived *in, struct err *err)
+{
+    json_t *manifest = NULL, *tensors = json_array();
+    const json_t *recipe = json_object_get(in->record, "recipe");
+    int rc = tensors ? make_manifest(j, &manifest, err)
+                     : err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+    for (size_t i = 0; !rc && i < in->files->n; i++) {
+        rc = import_files_finish(in->files, i, manifest, &j->out->bytes, err);
+        if (!rc && checkpoint_file_at(j->ckpt, i)->weights)
+            rc = add_tensors(tensors, in->files->weights[i], in->files->published[i].tmp, err);
+    }
+    if (!rc && (json_object_set(manifest, "tensors", tensors) != 0 ||
+                json_object_set_new(manifest, "source", json_string(in->where)) != 0 ||
+                (recipe && json_object_set(manifest, "recipe", (json_t *)recipe) != 0)))
+        rc = err_set(err, ERR_NO_MEMORY, "%s: no memory", j->path);
+    if (!rc)
+        rc = publish_base(j, manifest, in->files, err);
+    json_decref(tensors);
+    json_decref(manifest);
+    return rc;
+}
+
 static int plan(const struct job *j, struct err *err)
 {
     for (size_t i = 0; i < checkpoint_n_files(j->ckpt); i++)
@@ -347,5 +370,52 @@ int import_base(struct store *s, const char *path, const struct import_options *
     base_model_free(j.base);
     if (rc)
         import_result_release(out);
+    return rc;
+}
+
+/* The files are the checkpoint's, in its order: nothing else may lie in its folder. */
+static bool same_files(const struct checkpoint *c, const struct import_files *f)
+{
+    bool same = checkpoint_n_files(c) == f->n;
+    for (size_t i = 0; same && i < f->n; i++)
+        same = strcmp(checkpoint_file_at(c, i)->name, f->names[i]) == 0;
+    return same;
+}
+
+int import_base_arrived(struct store *s, const struct import_arrived *in,
+                        const struct import_options *opt, struct import_result *out,
+                        struct err *err)
+{
+    memset(out, 0, sizeof *out);
+    struct import_options as_copy = *opt;
+    struct job j = {.s = s, .path = in->where, .opt = &as_copy, .out = out};
+    const char *wanted = json_string_value(json_object_get(in->record, "id"));
+    as_copy.copy = true;
+    out->kind = STORE_BASE;
+    out->n_files = (uint32_t)in->files->n;
+    out->warnings = json_array();
+    int rc = out->warnings ? base_model_open_folder(&j.base, in->folder, err)
+                           : err_set(err, ERR_NO_MEMORY, "%s: no memory", in->where);
+    if (rc == ERR_NOT_FOUND) // what a checkpoint needs and the pack has not
+        rc = err_set(err, ERR_CORRUPT, "%s", err ? err->msg : "");
+    if (!rc && (!wanted || strcmp(wanted, j.base->id) != 0))
+        rc = err_set(err, ERR_CORRUPT, "%s: its fingerprint is %.12s, its pack says %.12s",
+                     in->where, j.base->id, wanted ? wanted : "nothing");
+    if (!rc)
+        rc = checkpoint_open(&j.ckpt, j.base->folder, err);
+    if (!rc && !same_files(j.ckpt, in->files))
+        rc = err_set(err, ERR_CORRUPT, "%s: its files are not those of a checkpoint", in->where);
+    if (!rc)
+        rc = import_set_packed_name(out, opt, in->record, in->where, err);
+    if (!rc) {
+        memcpy(out->id, j.base->id, sizeof out->id);
+        rc = opt->dry_run ? plan(&j, err) : publish_arrived(&j, in, err);
+    }
+    checkpoint_free(j.ckpt);
+    base_model_free(j.base);
+    if (rc) {
+        import_restore_paths(err, in->folder, in->where);
+        import_result_release(out);
+    }
     return rc;
 }

@@ -87,5 +87,12 @@ struct import_arrived {
 int import_adapter_arrived(struct store *s, const struct import_arrived *in,
                            const struct import_options *opt, struct import_result *out,
                            struct err *err);
+/* A base whose files are built already, as a copy. The record's id must come out (ERR_CORRUPT). */
+int import_base_arrived(struct store *s, const struct import_arrived *in,
+                        const struct import_options *opt, struct import_result *out,
+                        struct err *err);
+/* Name and tag that a pack's record gives, unless the options do. */
+int import_set_packed_name(struct import_result *r, const struct import_options *opt,
+                           const json_t *record, const char *where, struct err *err);
 
 #endif

@@ -31,6 +31,8 @@ static bool is_wanted(const char *name)
         return true;
     if (strncmp(name, BLOBS, strlen(BLOBS)) == 0)
         return digest_parse(name + strlen(BLOBS), &d);
+    if (landing_is_overlay_name(name))
+        return true;
     const char *base = file_base_name(name);
     return peft_is_file_name(base) || strcmp(base, BUNDLE_FILE) == 0 ||
            strncmp(name, PACK_SIGNATURES, strlen(PACK_SIGNATURES)) == 0;
@@ -165,7 +167,36 @@ static int each_record(struct landing *l, const json_t *records, bool publish, s
     return 0;
 }
 
-/* A base in a pack is only told of: its weights are elsewhere. */
+static bool is_overlay(const json_t *base)
+{
+    return json_object_get(base, "overlay") != NULL;
+}
+
+static size_t count_overlays(const json_t *bases)
+{
+    size_t i, n = 0;
+    json_t *base;
+    json_array_foreach(bases, i, base)
+    {
+        n += is_overlay(base);
+    }
+    return n;
+}
+
+static int each_overlay(struct landing *l, const json_t *bases, bool publish, struct err *err)
+{
+    size_t i;
+    json_t *base;
+    int rc = 0;
+    json_array_foreach(bases, i, base)
+    {
+        if (!rc && is_overlay(base))
+            rc = landing_overlay(l, base, i, publish, err);
+    }
+    return rc;
+}
+
+/* A base that is no overlay is only told of: its weights are elsewhere. */
 static int note_bases(struct landing *l, const json_t *bases, struct err *err)
 {
     size_t i;
@@ -174,6 +205,8 @@ static int note_bases(struct landing *l, const json_t *bases, struct err *err)
     {
         struct store_entry e;
         const char *id = landing_text(base, "id");
+        if (is_overlay(base))
+            continue;
         if (l->s && store_get(l->s, id, &e, NULL) == 0) {
             store_entry_release(&e);
             continue;
@@ -194,19 +227,24 @@ static int land_pack(struct landing *l, const struct arrival *index, struct err 
     int rc = read_json(l, index, &root, err);
     json_int_t schema = json_integer_value(json_object_get(root, "schema"));
     const json_t *adapters = json_object_get(root, "adapters");
-    size_t n = json_array_size(adapters);
-    if (!rc && schema != PACK_SCHEMA)
+    const json_t *bases = json_object_get(root, "bases");
+    size_t n = json_array_size(adapters) + count_overlays(bases);
+    if (!rc && (schema < PACK_SCHEMA || schema > PACK_SCHEMA_OVERLAY))
         rc = err_set(err, schema > PACK_SCHEMA ? ERR_REFUSED : ERR_CORRUPT,
                      "%s:%s: has schema %lld, this version reads %d", l->path, index->name,
-                     (long long)schema, PACK_SCHEMA);
+                     (long long)schema, PACK_SCHEMA_OVERLAY);
     if (!rc && !json_is_array(adapters))
         rc = err_set(err, ERR_CORRUPT, "%s:%s: has no list of adapters", l->path, index->name);
     if (!rc && n > 1 && l->opt->name)
-        rc = err_set(err, ERR_USAGE, "--name is for one adapter, %s has %zu", l->path, n);
+        rc = err_set(err, ERR_USAGE, "--name is for one of them, %s has %zu", l->path, n);
     if (!rc)
         rc = each_record(l, adapters, false, err);
     if (!rc)
-        rc = note_bases(l, json_object_get(root, "bases"), err);
+        rc = each_overlay(l, bases, false, err);
+    if (!rc)
+        rc = note_bases(l, bases, err);
+    if (!rc) // bases first: the adapters may be theirs
+        rc = each_overlay(l, bases, true, err);
     if (!rc)
         rc = each_record(l, adapters, true, err);
     json_decref(root);

@@ -15,6 +15,7 @@
 #define LANDED_WEIGHTS "adapter_model.safetensors"
 #define LANDED_MLX     "adapters.safetensors"
 #define LANDED_PICKLE  "adapter_model.bin"
+#define LANDED_BASES   "bases/"
 
 struct landing {
     struct store *s;  // NULL: a dry run without a store
@@ -61,6 +62,13 @@ const char *landing_reader_name(const char *name);
 /* Whether it is signed as it must be; asked of all adapters before the first one lands. */
 int landing_judge(struct landing *l, const struct landed *a, struct err *err);
 int landing_adapter(struct landing *l, const struct landed *a, struct err *err);
+
+/* A base of the pack that travels as an overlay: its record checked, and that the base below it is
+ * there; with publish it is built and imported. ERR_REFUSED: another base. */
+int landing_overlay(struct landing *l, const json_t *record, size_t number, bool publish,
+                    struct err *err);
+/* Whether an entry of that name may belong to one. */
+bool landing_is_overlay_name(const char *name);
 
 /* "path", "sha256" and "size" of a record's file are sound, and it is a file of an adapter. */
 int landing_check_file(const struct landing *l, const json_t *file, const char *where,

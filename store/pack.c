@@ -102,10 +102,10 @@ char *pack_json(const json_t *value)
 // ---- records -----------------------------------------------------------------------------------
 
 /* "a/b:v1" is the folder "a+b@v1": no name or tag has either of the two characters. */
-static void folder_of(const struct store_resolved *r, char *folder, size_t n)
+void pack_folder_of(const char *name, const char *tag, char *folder, size_t n)
 {
-    bool latest = strcmp(r->tag, "latest") == 0;
-    snprintf(folder, n, "%s%s%s", r->name, latest ? "" : "@", latest ? "" : r->tag);
+    bool latest = strcmp(tag, "latest") == 0;
+    snprintf(folder, n, "%s%s%s", name, latest ? "" : "@", latest ? "" : tag);
     for (char *p = folder; *p; p++) {
         if (*p == '/')
             *p = '+';
@@ -162,7 +162,7 @@ static json_t *make_record(const json_t *manifest, const struct store_resolved *
                                        "layers",       "lineage", "modules", "parameters",
                                        "rank",         "recipe",  "targets"};
     char folder[LIMIT_NAME_BYTES + STORE_TAG_BYTES + 2];
-    folder_of(r, folder, sizeof folder);
+    pack_folder_of(r->name, r->tag, folder, sizeof folder);
     json_t *files = files_of(manifest, err);
     json_t *signatures = files ? signatures_of(manifest, folder, err) : NULL;
     if (!files || !signatures) {
@@ -309,10 +309,11 @@ static int add_files(const struct pack_plan *p, const json_t *record, struct pac
     return rc;
 }
 
-static int add_index(json_t *adapters, json_t *bases, struct pack_items *out, struct err *err)
+int pack_add_index(json_t *adapters, json_t *bases, int schema, struct pack_items *out,
+                   struct err *err)
 {
     json_t *index =
-        json_pack("{s:i,s:O,s:O}", "schema", PACK_SCHEMA, "adapters", adapters, "bases", bases);
+        json_pack("{s:i,s:O,s:O}", "schema", schema, "adapters", adapters, "bases", bases);
     char *text = index ? pack_json(index) : NULL;
     struct digest d;
     char hex[DIGEST_HEX_CHARS + 1];
@@ -343,7 +344,7 @@ int pack_plan_items(const struct pack_plan *p, struct pack_items *out, struct er
             rc = add_files(p, record, out, err);
     }
     if (!rc)
-        rc = add_index(adapters, bases, out, err);
+        rc = pack_add_index(adapters, bases, PACK_SCHEMA, out, err);
     json_decref(adapters);
     json_decref(bases);
     pack_items_sort(out);

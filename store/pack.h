@@ -14,8 +14,8 @@
 #include "store/store.h"
 
 #define PACK_INDEX      "LORA-PACK.json"
-#define PACK_SIGNATURES "signatures/" // <folder>/<digest>.sig
-enum { PACK_SCHEMA = 1 };
+#define PACK_SIGNATURES "signatures/"              // <folder>/<digest>.sig
+enum { PACK_SCHEMA = 1, PACK_SCHEMA_OVERLAY = 2 }; // the second: with a base as an overlay
 
 /* A file of the result. */
 struct pack_item {
@@ -32,6 +32,8 @@ struct pack_items {
     size_t n, cap;
 };
 
+/* The folder in a pack of what has this name and tag; n: bytes of `folder`. */
+void pack_folder_of(const char *name, const char *tag, char *folder, size_t n);
 /* Copies name and from, takes data (freed with sys_free, also on failure). digest "" or NULL: not
  * known. */
 int pack_items_add(struct pack_items *all, const char *name, const char *from, char *data,
@@ -55,6 +57,9 @@ void pack_plan_release(struct pack_plan *p);
 
 /* The pack's files: PACK_INDEX and adapters/<folder>/<file>. */
 int pack_plan_items(const struct pack_plan *p, struct pack_items *out, struct err *err);
+/* Adds PACK_INDEX. adapters, bases: arrays of records, borrowed. */
+int pack_add_index(json_t *adapters, json_t *bases, int schema, struct pack_items *out,
+                   struct err *err);
 /* Path of a blob that a record's file names; the caller's. ERR_NOT_FOUND, ERR_CORRUPT. */
 int pack_blob_path(const struct pack_plan *p, const json_t *file, char **path, struct err *err);
 /* JSON as all of these files have it: sorted keys, one space of indent, a newline at the end. */

@@ -148,6 +148,34 @@ int safetensors_open_memory(struct safetensors **out, const void *data, size_t s
     return 0;
 }
 
+int safetensors_open_header(struct safetensors **out, const void *data, size_t size,
+                            uint64_t payload_bytes, const char *where, struct err *err)
+{
+    uint64_t n = 0;
+    *out = NULL;
+    struct safetensors *s = new_handle(where);
+    if (!s)
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory", where);
+    s->data = data;
+    s->size = size;
+    int rc = check_frame(s, 0, &n, err);
+    if (!rc && n != size - 8)
+        rc = err_set(err, ERR_CORRUPT, "%s: %zu bytes, its header has %llu", where, size,
+                     (unsigned long long)n + 8);
+    s->data_offset = size;
+    s->header.arena = &s->arena;
+    s->header.where = s->where;
+    if (!rc)
+        rc = safetensors_header_parse(&s->header, (const char *)data + 8, (size_t)n, payload_bytes,
+                                      err);
+    if (rc) {
+        safetensors_free(s);
+        return rc;
+    }
+    *out = s;
+    return 0;
+}
+
 static int map_file(struct safetensors *s, struct err *err)
 {
     // Not blocking: a FIFO must be refused, not waited for.

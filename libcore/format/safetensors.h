@@ -43,6 +43,10 @@ int safetensors_open(struct safetensors **out, const char *path, uint64_t max_he
 /* The same over bytes that the caller keeps alive; `where` names them in errors. */
 int safetensors_open_memory(struct safetensors **out, const void *data, size_t size,
                             const char *where, uint64_t max_header_bytes, struct err *err);
+/* A header alone, with its length before it: of a file whose payload of payload_bytes is elsewhere.
+ * The tensors' data are NULL. */
+int safetensors_open_header(struct safetensors **out, const void *data, size_t size,
+                            uint64_t payload_bytes, const char *where, struct err *err);
 void safetensors_free(struct safetensors *s);
 
 /* Entries sorted by name (bytes). */
