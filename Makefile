@@ -57,7 +57,7 @@ KERNELS := \
 STORE := \
   $(addprefix store/,archive_gzip archive_in archive_name archive_out archive_tar archive_zip arrive base_model blob \
     block_pipe \
-    cache fsck fsck_repair gc id_set import import_adapter import_base import_land import_made import_overlay import_pack \
+    cache fsck fsck_repair gc id_set import import_adapter import_base import_land import_layer import_made import_overlay import_pack \
     import_sign \
     index index_query index_vfs lease lock manifest manifest_adapter names object oci oci_parse overlay overlay_apply pack pack_write \
     bundle publish refs registry_ref schema sign signed signed_folder source store) \

@@ -267,6 +267,8 @@ int landing_check_file(const struct landing *l, const json_t *file, const char *
     if (!digest_parse(landing_text(file, "sha256"), &d) || !json_is_integer(size) ||
         json_integer_value(size) < 0)
         return err_set(err, ERR_CORRUPT, "%s:%s: its list of files is off", l->path, where);
+    if (json_is_true(json_object_get(file, "unpack"))) // a tar: its entries are looked at
+        return 0;
     int rc = archive_check_name(l->path, path, &clean, err);
     if (!rc && (clean != path || !peft_is_file_name(base)))
         rc = err_set(err, ERR_REFUSED, "%s:%s/%s: is no file of an adapter", l->path, where, base);
@@ -306,24 +308,43 @@ struct image {
     json_t *adapters; // array of {"where", "files", "record"?}: everything is fetched first
 };
 
+/* A layer; in `files` what it is, or what is in it. */
+static int take_layer(struct image *x, json_t *file, json_t *files, const char *where,
+                      struct err *err)
+{
+    const struct arrival *a;
+    int rc = landing_check_file(x->l, file, where, err);
+    if (!rc)
+        rc = x->blobs->get(x->blobs->arg, landing_text(file, "sha256"),
+                           (uint64_t)json_integer_value(json_object_get(file, "size")),
+                           landing_text(file, "path"), &a, err);
+    if (!rc)
+        rc = landing_check_arrival(x->l, file, a, err);
+    if (!rc && json_is_true(json_object_get(file, "unpack"))) {
+        char layer[700];
+        snprintf(layer, sizeof layer, "%.400s:%.200s", x->l->path, landing_text(file, "path"));
+        return landing_unpack(x->l, a, layer, files, err);
+    }
+    if (!rc && json_array_append(files, file) != 0)
+        rc = err_set(err, ERR_NO_MEMORY, "%s: no memory", x->l->path);
+    return rc;
+}
+
 static int take_manifest(struct image *x, json_t *manifest, const char *digest, const char *where,
                          struct err *err)
 {
     size_t i;
-    json_t *file;
+    json_t *file, *files = json_array();
+    int rc = files ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", x->l->path);
     json_array_foreach(json_object_get(manifest, "files"), i, file)
     {
-        const struct arrival *a;
-        int rc = landing_check_file(x->l, file, where, err);
-        if (!rc)
-            rc = x->blobs->get(x->blobs->arg, landing_text(file, "sha256"),
-                               (uint64_t)json_integer_value(json_object_get(file, "size")),
-                               landing_text(file, "path"), &a, err);
-        if (!rc)
-            rc = landing_check_arrival(x->l, file, a, err);
-        if (rc)
-            return rc;
+        rc = rc ? rc : take_layer(x, file, files, where, err);
     }
+    if (!rc && json_object_set(manifest, "files", files) != 0)
+        rc = err_set(err, ERR_NO_MEMORY, "%s: no memory", x->l->path);
+    json_decref(files);
+    if (rc)
+        return rc;
     json_object_set_new(manifest, "where", json_string(where));
     json_object_set_new(manifest, "digest", json_string(digest));
     return json_array_append(x->adapters, manifest) == 0

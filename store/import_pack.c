@@ -43,8 +43,8 @@ static int write_entry(void *arg, const void *data, size_t n, struct err *err)
     return arriving_write(arg, data, n, err);
 }
 
-static int take_entry(struct landing *l, struct archive_in *in, const struct archive_in_entry *e,
-                      struct err *err)
+int landing_take_entry(struct landing *l, struct archive_in *in, const struct archive_in_entry *e,
+                       struct err *err)
 {
     struct arrival *a;
     struct arriving *file = NULL;
@@ -79,7 +79,7 @@ static int take_entries(struct landing *l, struct archive_in *in, size_t *left_o
     while ((rc = archive_in_next(in, &e, &more, err)) == 0 && more) {
         bool wanted = is_wanted(e.name);
         *left_out += !wanted;
-        rc = wanted ? take_entry(l, in, &e, err) : archive_in_data(in, NULL, NULL, err);
+        rc = wanted ? landing_take_entry(l, in, &e, err) : archive_in_data(in, NULL, NULL, err);
         if (rc)
             return rc;
     }

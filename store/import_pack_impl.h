@@ -82,6 +82,14 @@ const char *landing_text(const json_t *object, const char *key); // "" when ther
  * landing_image(). */
 int landing_add_signature(struct landing *l, const json_t *signature, struct err *err);
 
+/* One entry of an archive as the last of l->files. */
+int landing_take_entry(struct landing *l, struct archive_in *in, const struct archive_in_entry *e,
+                       struct err *err);
+/* The files of an adapter in a layer that is a tar, appended to `files` as {"path", "sha256",
+ * "size"}; where: for messages. */
+int landing_unpack(struct landing *l, const struct arrival *layer, const char *where, json_t *files,
+                   struct err *err);
+
 /* How the blobs of an image come into l->files. ERR_NOT_FOUND, … */
 struct landing_blobs {
     int (*get)(void *arg, const char *digest, uint64_t size, const char *what,

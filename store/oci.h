@@ -54,7 +54,8 @@ enum oci_kind {
 };
 /*
  * Parses the bytes of a manifest or an index (also a layout's index.json). `where` names it.
- * A manifest gives {"files": [{"path", "sha256", "size"}], "record": the pack's record or absent,
+ * A manifest gives {"files": [{"path", "sha256", "size", "unpack": true for a tar of
+ * files}], "record": the pack's record or absent,
  * "config": {"sha256", "size"}}; an index an array of {"sha256", "size"}; a signature {"sha256",
  * "size"} of its bundle, and "subject". *out is the caller's; NULL for OCI_KIND_OTHER.
  * ERR_CORRUPT, ERR_REFUSED (what it holds is no adapter in a form that is read here).

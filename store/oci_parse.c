@@ -4,7 +4,7 @@
 
 /*
  * What somebody's manifest says. Media types decide what is read: layers that are files as they
- * are. A layer of any other form is refused by its type, so that nothing is half imported.
+ * are, and tars of files.
  */
 static const char *text_of(const json_t *object, const char *key)
 {
@@ -43,18 +43,17 @@ static int take_layer(const json_t *layer, json_t *files, const char *where, str
     const char *path = text_of(a, "org.cncf.model.filepath"), *type = text_of(layer, "mediaType");
     if (!*path)
         path = text_of(a, "org.opencontainers.image.title");
-    if (ends_with(type, ".tar") || ends_with(type, "+gzip") || ends_with(type, "+zstd"))
-        return err_set(err, ERR_REFUSED,
-                       "%s: layer %.100s has the type %.100s; only files as they are (.raw) are "
-                       "read",
-                       where, *path ? path : "without a name", type);
-    if (!*path)
+    bool unpack = ends_with(type, ".tar") || ends_with(type, ".tar+gzip") ||
+                  ends_with(type, ".tar.gzip") || ends_with(type, ".tar+zstd");
+    if (!*path && !unpack)
         return err_set(err, ERR_REFUSED, "%s: a layer of the type %.100s has no file name", where,
                        type);
     json_t *file = take_descriptor(layer, where, err);
     if (!file)
         return err ? err->code : ERR_CORRUPT;
-    json_object_set_new(file, "path", json_string(path));
+    json_object_set_new(file, "path", json_string(*path ? path : "layer"));
+    if (unpack)
+        json_object_set_new(file, "unpack", json_true());
     return json_array_append_new(files, file) == 0
                ? 0
                : err_set(err, ERR_NO_MEMORY, "%s: no memory", where);

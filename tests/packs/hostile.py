@@ -239,7 +239,7 @@ listed("pack-no-file.tar", 4, "no file of an adapter", path="evil.sh")
 listed("pack-missing.tar", 5, "missing", path="other.safetensors")
 listed("pack-bad-digest.tar", 5, "list of files is off", sha256="zz")
 listed("pack-negative.tar", 5, "list of files is off", size=-1)
-case("pack-schema.tar", 4, "schema 2", pack({"schema": 2, "adapters": []}))
+case("pack-schema.tar", 4, "schema 3", pack({"schema": 3, "adapters": []}))
 case("pack-no-list.tar", 5, "no list of adapters", pack({"schema": 1}))
 case("pack-no-json.tar", 5, "LORA-PACK.json", tar(member("LORA-PACK.json", b"{nonsense")))
 case("pack-twice-key.tar", 5, "LORA-PACK.json", tar(member("LORA-PACK.json", b'{"schema":1,"schema":1,"adapters":[]}')))
@@ -272,7 +272,24 @@ layout({"layers": [layer(A), layer(M, "/tmp/evil.safetensors")]}, BLOBS, "oci-ab
 layout({"layers": [layer(A), layer(M, size=7)]}, BLOBS, "oci-size.tar", 5, "wanted 7")
 layout({"layers": [layer(A), layer(M, digest="sha256:" + "1" * 64)]}, BLOBS, "oci-missing.tar", 5, "missing")
 layout({"layers": [layer(A), layer(M, digest="sha512:" + "1" * 128)]}, BLOBS, "oci-sha512.tar", 5, "sha256")
-layout({"layers": [layer(A), layer(M, kind="tar+gzip")]}, BLOBS, "oci-tar-layer.tar", 4, "tar.gzip")
+layout({"layers": [layer(A), layer(M, kind="tar+gzip")]}, BLOBS, "oci-tar-layer.tar", 5, "is no tar")
+
+
+def tar_layer(data, name, status, pattern):
+    """The adapter's weights as they are, beside a layer that is a bad archive."""
+    digest = hashlib.sha256(data).hexdigest()
+    bad = {"mediaType": "application/vnd.cncf.model.weight.config.v1.tar", "digest": "sha256:" + digest, "size": len(data),
+           "annotations": {"org.cncf.model.filepath": "adapter_config.json"}}
+    layout({"layers": [layer(A), layer(M), bad]}, {**BLOBS, "blobs/sha256/" + digest: data}, name, status, pattern)
+
+
+tar_layer(tar(member("../evil.safetensors", b"x")), "oci-layer-up.tar", 4, r"evil.safetensors.*\.\.|\.\..*evil.safetensors")
+tar_layer(tar(member("/tmp/evil.json", b"x")), "oci-layer-absolute.tar", 4, "absolute")
+tar_layer(tar(member("README.md", kind=tarfile.SYMTYPE, link="/etc/passwd")), "oci-layer-link.tar", 4, "README.md.*symbolic link")
+tar_layer(tar(member("README.md", kind=tarfile.CHRTYPE)), "oci-layer-device.tar", 4, "README.md.*neither")
+tar_layer(gzip.compress(tar(member("README.md", bytes(300 << 20))), 1, mtime=0), "oci-layer-bomb.tar", 1, "bomb")
+tar_layer(tar(member("bot/adapter_config.json", b"{}")), "oci-layer-twice.tar", 5, "adapter_config.json.*(twice|second|already)")
+tar_layer(SOUND[:1500], "oci-layer-cut.tar", 5, "adapter_model|truncated|ends|cut")
 layout({"layers": [layer(A), layer(M)]}, {**BLOBS, "blobs/sha256/" + DIGEST[M]: b"x" + FILES[M][1:]}, "oci-spoiled.tar", 5, "digest is")
 layout({"layers": "x"}, BLOBS, "oci-no-layers.tar", 5, "neither a manifest")
 layout({"layers": []}, BLOBS, "oci-self.tar", 5, "missing|sha256", {"manifests": [{"digest": "sha256:" + "2" * 64, "size": 5}]})
