@@ -6,28 +6,11 @@ Needs numpy and safetensors; for gguf the gguf package. Prints "equal N modules,
 """
 import glob, json, math, os, sys
 import numpy as np
+from plain_safetensors import tensors
 
 base, peft, folder, kind = sys.argv[1:5]
 tolerance = float(sys.argv[5]) if len(sys.argv) > 5 else 0.0
 cfg = json.load(open(os.path.join(base, "config.json")))
-
-
-def tensors(path):
-    import struct
-    data = open(path, "rb").read()
-    n = struct.unpack("<Q", data[:8])[0]
-    head = json.loads(data[8:8 + n])
-    out = {}
-    for name, e in head.items():
-        if name == "__metadata__":
-            continue
-        raw = data[8 + n + e["data_offsets"][0]:8 + n + e["data_offsets"][1]]
-        if e["dtype"] == "BF16":
-            v = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-        else:
-            v = np.frombuffer(raw, {"F32": "<f4", "F16": "<f2", "F64": "<f8"}[e["dtype"]])
-        out[name] = v.astype(np.float64).reshape(e["shape"])
-    return out
 
 
 def find(patterns, name):
