@@ -93,30 +93,64 @@ static double skewness(const struct adapter *a)
     return worst;
 }
 
-/* The decomposition that wrote the fixture worked in float32 and stopped at vectors that are
- * orthogonal to 3e-5 only, so its products are off the best ones of rank 8 by up to 6e-5, and leave
- * more of the whole matrix out than ours do. What can be asked of ours: as near to theirs as that
- * allows, and in every module no farther from the matrix than theirs. */
+/* ||G x - y|| / ||y||, y = M8 x of the reference. */
+static double off_reference(const struct adapter_module *m, const json_t *row)
+{
+    size_t out = m->b.shape[0], in = m->a.shape[1];
+    double *g = rig_delta(m, 0), off = 0, norm = 0;
+    for (size_t i = 0; i < out; i++) {
+        double sum = 0, y = json_real_value(json_array_get(json_object_get(row, "y"), i));
+        for (size_t j = 0; j < in; j++)
+            sum += g[i * in + j] * sin(1 + 0.7 * (double)j);
+        off += (sum - y) * (sum - y);
+        norm += y * y;
+    }
+    free(g);
+    return sqrt(off / norm);
+}
+
+/* ||B A|| against that of the best product of rank 8. */
+static double off_norm(const struct adapter_module *m, const json_t *row)
+{
+    double *g = rig_delta(m, 0), norm2 = 0, best2 = 0;
+    for (size_t i = 0; i < m->b.shape[0] * m->a.shape[1]; i++)
+        norm2 += g[i] * g[i];
+    for (size_t i = 0; i < 8; i++)
+        best2 += pow(json_real_value(json_array_get(json_object_get(row, "s"), i)), 2);
+    free(g);
+    return fabs(sqrt(norm2 / best2) - 1);
+}
+
+/* Why not 1e-5 of what PEFT saved: combine_svd.json has the same three combinations in float64 by
+ * numpy (make_combine_svd.py). Ours are that to float32's rounding of the factors; what PEFT saved
+ * is 1e-5 to 1e-4 off, because the decomposition that made it stopped at vectors that are
+ * orthogonal to 3e-5. So ours is off PEFT's by PEFT's own error and by no more. */
 static void compare_truncated(const char *key, const char *method, const json_t *how,
-                              const struct adapter *want)
+                              const json_t *reference, const struct adapter *want)
 {
     struct adapter *got = ours(method, COMBINE_PEFT, how, 0);
-    struct adapter *whole = ours(method, COMBINE_PEFT, how, 256);
-    CHECK(got && whole);
-    EXPECT_MSG(skewness(want) > 1e-5, "%s: %g: then 1e-5 could be asked for", key, skewness(want));
-    EXPECT_MSG(farthest(got, want) < 1e-4, "%s: off by %g", key, farthest(got, want));
+    const json_t *rows = json_object_get(reference, key);
+    double own = 0, theirs = 0, norm = 0;
+    CHECK(got && rows);
+    CHECK_INT(json_object_size(rows), want->n_modules);
     for (size_t i = 0; i < want->n_modules; i++) {
         const struct adapter_module *w = &want->modules[i];
-        double *all = rig_delta(adapter_find(whole, w->name, NULL), 0);
-        double *mine = rig_delta(adapter_find(got, w->name, NULL), 0), *theirs = rig_delta(w, 0);
-        size_t n = w->b.shape[0] * w->a.shape[1];
-        double left = rig_distance(mine, all, n), left_by_peft = rig_distance(theirs, all, n);
-        EXPECT_MSG(left <= left_by_peft * (1 + 1e-7), "%s: %s: %.9g, PEFT %.9g", key, w->name, left,
-                   left_by_peft);
-        free(all), free(mine), free(theirs);
+        const struct adapter_module *g = adapter_find(got, w->name, NULL);
+        const json_t *row = json_object_get(rows, w->name);
+        CHECK(g && row);
+        own = fmax(own, off_reference(g, row));
+        theirs = fmax(theirs, off_reference(w, row));
+        norm = fmax(norm, off_norm(g, row));
     }
+    printf(
+        "# %s: off the float64 reference: ours %.1e (norm %.1e), PEFT's %.1e; its vectors are off "
+        "orthogonal by %.1e\n",
+        key, own, norm, theirs, skewness(want));
+    EXPECT_MSG(own < 1e-6 && norm < 1e-6, "%s: ours is off the float64 reference by %g", key, own);
+    EXPECT_MSG(theirs > 1e-5 && skewness(want) > 1e-5, "%s: %g: then 1e-5 could be asked for", key,
+               theirs);
+    EXPECT_MSG(farthest(got, want) < 1e-4, "%s: off by %g", key, farthest(got, want));
     adapter_free(got);
-    adapter_free(whole);
 }
 
 TEST(every_saved_combination_is_what_compat_peft_gives)
@@ -128,8 +162,11 @@ TEST(every_saved_combination_is_what_compat_peft_gives)
     }
     json_t *all = combos(folder), *how;
     const char *key;
+    char path[4096];
     size_t n = 0;
-    CHECK(all != NULL);
+    snprintf(path, sizeof path, "%s/tests/golden/combine_svd.json", test_root());
+    json_t *reference = json_load_file(path, 0, NULL);
+    CHECK(all && reference);
     json_object_foreach(all, key, how)
     {
         char method[64];
@@ -137,7 +174,7 @@ TEST(every_saved_combination_is_what_compat_peft_gives)
         struct adapter *want = read_adapter(folder, key);
         n++;
         if (strstr(method, "svd")) {
-            compare_truncated(key, method, how, want);
+            compare_truncated(key, method, how, reference, want);
         } else {
             struct adapter *got = ours(method, COMBINE_PEFT, how, 0);
             EXPECT_MSG(got && farthest(got, want) < 1e-5, "%s: off by %g", key,
@@ -147,6 +184,7 @@ TEST(every_saved_combination_is_what_compat_peft_gives)
         adapter_free(want);
     }
     CHECK_INT(n, 14);
+    json_decref(reference);
     json_decref(all);
 }
 
