@@ -5,9 +5,10 @@
 #include <string.h>
 
 #include "libcore/base/sys.h"
+#include "libcore/base/thread.h"
 #include "libcore/merge/random.h"
 
-enum { TILE_VALUES = 1 << 18 };
+enum { TILE_VALUES = 1 << 18, N_BINS = 65536, MAX_THREADS = 256 };
 
 /* What of a term's values is kept: |x| above `low` (equal to it: indices up to last_low) and below
  * `high` (equal: indices from first_high on). Bits of |x| order as |x| does. */
@@ -47,62 +48,80 @@ static bool prunes(const struct blend *b)
 
 /* ---- exact thresholds ---- */
 
+/* A pass over one term in tiles of rows, which threads share out. What a thread counts is its own;
+ * what is summed up lies by tile, so that no sum depends on the threads. */
 struct selection {
     const struct blend_source *source;
-    size_t term, tile_rows;
-    float *tile;
-    uint64_t *bins; // 65536
-};
-
-static void for_each_tile(struct selection *s, void (*body)(void *arg, uint64_t first, size_t n),
-                          void *arg)
-{
-    size_t cols = s->source->n_cols;
-    for (size_t row = 0; row < s->source->n_rows; row += s->tile_rows) {
-        size_t n = s->source->n_rows - row;
-        n = n < s->tile_rows ? n : s->tile_rows;
-        s->source->rows(s->source->arg, s->term, row, n, s->tile);
-        body(arg, (uint64_t)row * cols, n * cols);
-    }
-}
-
-struct count {
-    struct selection *s;
-    bool lower; // count the lower 16 bits of those whose upper ones are `upper`
+    struct blend *blend;
+    size_t term, tile_rows, n_tiles;
+    unsigned n_threads;
+    float *tiles;           // [n_threads][tile]
+    uint64_t *bins;         // [n_threads][N_BINS]
+    double *before, *after; // [n_tiles]
+    bool lower;             // count the lower 16 bits of those whose upper ones are `upper`
     uint32_t upper;
+    struct err *errs; // [n_threads]
 };
 
-static void count_tile(void *arg, uint64_t first, size_t n)
+static void spread(struct selection *s,
+                   void (*body)(void *arg, size_t begin, size_t end, unsigned thread_idx))
 {
-    struct count *c = arg;
-    (void)first;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t bits = magnitude_bits(c->s->tile[i]);
-        if (!c->lower)
-            c->s->bins[bits >> 16]++;
-        else if (bits >> 16 == c->upper)
-            c->s->bins[bits & 0xFFFF]++;
-    }
+    if (s->source->pool)
+        worker_pool_run(s->source->pool, s->n_tiles, 1, body, s);
+    else
+        body(s, 0, s->n_tiles, 0);
 }
 
-struct nth_equal {
-    struct selection *s;
-    uint32_t bits;
-    uint64_t left, idx;
-    bool found;
-};
-
-static void find_tile(void *arg, uint64_t first, size_t n)
+/* The values of tile number i; how many. */
+static size_t load_tile(const struct selection *s, size_t i, unsigned thread_idx, float **tile)
 {
-    struct nth_equal *f = arg;
-    for (size_t i = 0; i < n && !f->found; i++) {
-        if (magnitude_bits(f->s->tile[i]) != f->bits)
-            continue;
-        if (f->left-- == 0) {
-            f->found = true;
-            f->idx = first + i;
+    size_t cols = s->source->n_cols, row = i * s->tile_rows, n = s->source->n_rows - row;
+    n = n < s->tile_rows ? n : s->tile_rows;
+    *tile = s->tiles + (size_t)thread_idx * s->tile_rows * cols;
+    s->source->rows(s->source->arg, s->term, row, n, *tile, thread_idx);
+    return n * cols;
+}
+
+static void count_tiles(void *arg, size_t begin, size_t end, unsigned thread_idx)
+{
+    const struct selection *s = arg;
+    uint64_t *bins = s->bins + (size_t)thread_idx * N_BINS;
+    for (size_t i = begin; i < end; i++) {
+        float *tile;
+        size_t n = load_tile(s, i, thread_idx, &tile);
+        for (size_t k = 0; k < n; k++) {
+            uint32_t bits = magnitude_bits(tile[k]);
+            if (!s->lower)
+                bins[bits >> 16]++;
+            else if (bits >> 16 == s->upper)
+                bins[bits & 0xFFFF]++;
         }
     }
+}
+
+/* All threads' bins, in the first thread's. */
+static void count(struct selection *s)
+{
+    memset(s->bins, 0, s->n_threads * N_BINS * sizeof *s->bins);
+    spread(s, count_tiles);
+    for (unsigned t = 1; t < s->n_threads; t++) {
+        for (size_t i = 0; i < N_BINS; i++)
+            s->bins[i] += s->bins[t * (size_t)N_BINS + i];
+    }
+}
+
+/* The index of number `left` (from 0) of the values with these bits, in order. */
+static uint64_t nth_equal(struct selection *s, uint32_t bits, uint64_t left)
+{
+    for (size_t i = 0; i < s->n_tiles; i++) {
+        float *tile;
+        size_t n = load_tile(s, i, 0, &tile);
+        for (size_t k = 0; k < n; k++) {
+            if (magnitude_bits(tile[k]) == bits && left-- == 0)
+                return (uint64_t)i * s->tile_rows * s->source->n_cols + k;
+        }
+    }
+    return UINT64_MAX;
 }
 
 /* The bin, from above, in which the k-th value (from 1) lies; *k becomes its number inside. */
@@ -119,21 +138,15 @@ static uint32_t bin_of(const uint64_t *bins, uint64_t *k)
  * still among the k largest. */
 static void select_kth(struct selection *s, uint64_t k, uint32_t *bits, uint64_t *last_idx)
 {
-    struct count c = {.s = s};
-    memset(s->bins, 0, 65536 * sizeof *s->bins);
-    for_each_tile(s, count_tile, &c);
-    c.upper = bin_of(s->bins, &k);
-    c.lower = true;
-    memset(s->bins, 0, 65536 * sizeof *s->bins);
-    for_each_tile(s, count_tile, &c);
+    s->lower = false;
+    count(s);
+    s->upper = bin_of(s->bins, &k);
+    s->lower = true;
+    count(s);
     uint32_t lower = bin_of(s->bins, &k);
-    *bits = c.upper << 16 | lower;
-    *last_idx = UINT64_MAX;
-    if (s->bins[lower] == k) // all that are equal to it
-        return;
-    struct nth_equal f = {.s = s, .bits = *bits, .left = k - 1};
-    for_each_tile(s, find_tile, &f);
-    *last_idx = f.idx;
+    *bits = s->upper << 16 | lower;
+    *last_idx = s->bins[lower] == k ? UINT64_MAX // all that are equal to it
+                                    : nth_equal(s, *bits, k - 1);
 }
 
 /* The k largest go beyond `low`; of them the first `n_top` are above `high`. */
@@ -240,24 +253,42 @@ static int prune_rows(const struct blend *b, size_t term, size_t row0, size_t n_
     return 0;
 }
 
-/* sum |x| before over sum |x| after. */
-static int set_l1_scale(struct blend *b, size_t term, size_t tile_rows, float *tile,
-                        struct err *err)
+static void sum_tiles(void *arg, size_t begin, size_t end, unsigned thread_idx)
 {
-    const struct blend_source *s = b->source;
-    double before = 0, after = 0;
-    for (size_t row = 0; row < s->n_rows; row += tile_rows) {
-        size_t n = s->n_rows - row < tile_rows ? s->n_rows - row : tile_rows;
-        s->rows(s->arg, term, row, n, tile);
-        for (size_t i = 0; i < n * s->n_cols; i++)
-            before += fabs((double)tile[i]);
-        int rc = prune_rows(b, term, row, n, tile, err);
-        if (rc)
-            return rc;
-        for (size_t i = 0; i < n * s->n_cols; i++)
-            after += fabs((double)tile[i]);
+    struct selection *s = arg;
+    for (size_t i = begin; i < end && !s->errs[thread_idx].code; i++) {
+        float *tile;
+        size_t n = load_tile(s, i, thread_idx, &tile);
+        double before = 0, after = 0;
+        for (size_t k = 0; k < n; k++)
+            before += fabs((double)tile[k]);
+        prune_rows(s->blend, s->term, i * s->tile_rows, n / s->source->n_cols, tile,
+                   &s->errs[thread_idx]);
+        for (size_t k = 0; k < n; k++)
+            after += fabs((double)tile[k]);
+        s->before[i] = before;
+        s->after[i] = after;
     }
-    b->scales[term] = before < 1e-7 || after < 1e-7 ? 1 : before / after;
+}
+
+/* sum |x| before over sum |x| after, tile after tile. */
+static int set_l1_scale(struct selection *s, struct err *err)
+{
+    struct err errs[MAX_THREADS] = {0};
+    double before = 0, after = 0;
+    s->errs = errs;
+    spread(s, sum_tiles);
+    for (unsigned t = 0; t < s->n_threads; t++) {
+        if (errs[t].code && err)
+            *err = errs[t];
+        if (errs[t].code)
+            return errs[t].code;
+    }
+    for (size_t i = 0; i < s->n_tiles; i++) {
+        before += s->before[i];
+        after += s->after[i];
+    }
+    s->blend->scales[s->term] = before < 1e-7 || after < 1e-7 ? 1 : before / after;
     return 0;
 }
 
@@ -271,7 +302,7 @@ static int prepare_terms(struct blend *b, struct selection *s, struct err *err)
         if (limits && prunes(b))
             set_limits(b, s);
         if (b->rule.rescale == BLEND_BY_L1 && prunes(b))
-            rc = set_l1_scale(b, s->term, s->tile_rows, s->tile, err);
+            rc = set_l1_scale(s, err);
     }
     return rc;
 }
@@ -279,7 +310,7 @@ static int prepare_terms(struct blend *b, struct selection *s, struct err *err)
 int blend_prepare(struct blend **out, const struct blend_source *source,
                   const struct blend_rule *rule, struct err *err)
 {
-    struct selection s = {.source = source};
+    struct selection s = {.source = source, .n_threads = 1};
     struct blend *b = sys_calloc(1, sizeof *b);
     *out = NULL;
     if (!b)
@@ -288,16 +319,23 @@ int blend_prepare(struct blend **out, const struct blend_source *source,
     b->rule = *rule;
     b->limits = sys_calloc(source->n_terms + 1, sizeof *b->limits);
     b->scales = sys_calloc(source->n_terms + 1, sizeof *b->scales);
+    s.blend = b;
     s.tile_rows = TILE_VALUES / source->n_cols ? TILE_VALUES / source->n_cols : 1;
-    s.tile = sys_reallocarray(NULL, s.tile_rows * source->n_cols, sizeof *s.tile);
-    s.bins = sys_calloc(65536, sizeof *s.bins);
-    int rc = b->limits && b->scales && s.tile && s.bins ? 0 : no_memory(err);
+    s.n_tiles = (source->n_rows + s.tile_rows - 1) / s.tile_rows;
+    if (source->pool)
+        s.n_threads = worker_pool_size(source->pool);
+    s.tiles = sys_reallocarray(NULL, s.n_threads * s.tile_rows * source->n_cols, sizeof *s.tiles);
+    s.bins = sys_calloc((size_t)s.n_threads * N_BINS, sizeof *s.bins);
+    s.before = sys_calloc(2 * s.n_tiles + 1, sizeof *s.before);
+    int rc = b->limits && b->scales && s.tiles && s.bins && s.before ? 0 : no_memory(err);
+    s.after = s.before ? s.before + s.n_tiles : NULL;
     for (size_t i = 0; !rc && i < source->n_terms; i++)
         b->scales[i] = 1;
     if (!rc)
         rc = prepare_terms(b, &s, err);
-    sys_free(s.tile);
+    sys_free(s.tiles);
     sys_free(s.bins);
+    sys_free(s.before);
     if (rc) {
         blend_free(b);
         return rc;
@@ -358,12 +396,12 @@ size_t blend_scratch_floats(const struct blend *b, size_t n_rows)
 }
 
 int blend_rows(const struct blend *b, size_t row0, size_t n_rows, float *scratch, double *out,
-               struct err *err)
+               unsigned thread_idx, struct err *err)
 {
     const struct blend_source *s = b->source;
     size_t n = n_rows * s->n_cols;
     for (size_t t = 0; t < s->n_terms; t++) {
-        s->rows(s->arg, t, row0, n_rows, scratch + t * n);
+        s->rows(s->arg, t, row0, n_rows, scratch + t * n, thread_idx);
         int rc = prune_rows(b, t, row0, n_rows, scratch + t * n, err);
         if (rc)
             return rc;

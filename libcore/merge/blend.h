@@ -49,8 +49,10 @@ struct blend_source {
     const double *weights;   // [n_terms]
     const uint64_t *streams; // [n_terms] of random numbers
     void *arg;
-    /* Rows [row0, row0 + n) of one term into out[n, n_cols]; the same each time. */
-    void (*rows)(void *arg, size_t term, size_t row0, size_t n, float *out);
+    /* Rows [row0, row0 + n) of one term into out[n, n_cols]; the same each time. thread_idx: of the
+     * pool's ranges, which ask side by side. */
+    void (*rows)(void *arg, size_t term, size_t row0, size_t n, float *out, unsigned thread_idx);
+    struct worker_pool *pool; // borrowed; NULL: the caller's thread alone
 };
 
 struct blend;
@@ -65,6 +67,6 @@ void blend_free(struct blend *b);
 size_t blend_scratch_floats(const struct blend *b, size_t n_rows);
 /* Rows of the result into out[n_rows, n_cols]. ERR_NO_MEMORY. */
 int blend_rows(const struct blend *b, size_t row0, size_t n_rows, float *scratch, double *out,
-               struct err *err);
+               unsigned thread_idx, struct err *err);
 
 #endif

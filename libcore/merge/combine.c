@@ -5,8 +5,10 @@
 #include <string.h>
 
 #include "libcore/base/sys.h"
+#include "libcore/base/thread.h"
 #include "libcore/merge/combine_impl.h"
 #include "libcore/merge/each.h"
+#include "libcore/merge/svd.h"
 
 struct combiner {
     struct combine_options opt;
@@ -257,9 +259,40 @@ static int compute_job(void *arg, size_t i, struct err *err)
     return rc ? err_prefix(err, "%s", j->like->name) : 0;
 }
 
+/* Pruned deltas of large modules take all threads, one after the other, so that memory is that of
+ * one; the rest goes a thread a module. */
+static bool is_large(const struct combiner *c, size_t i)
+{
+    const struct combine_job *j = &c->jobs[i];
+    return c->opt.method->path == COMBINE_DENSE && j->n_terms &&
+           j->like->a.shape[1] > SVD_EXACT_MAX && j->like->b.shape[0] > SVD_EXACT_MAX;
+}
+
+static int compute_small(void *arg, size_t i, struct err *err)
+{
+    return is_large(arg, i) ? 0 : compute_job(arg, i, err);
+}
+
 static int compute(struct combiner *c)
 {
-    return each_run(c->n_jobs, c->opt.n_threads, c->opt.stop, compute_job, c, c->err);
+    unsigned n_threads = c->opt.n_threads ? c->opt.n_threads : thread_n_processors();
+    struct worker_pool *pool;
+    int rc = each_run(c->n_jobs, c->opt.n_threads, c->opt.stop, compute_small, c, c->err);
+    if (!rc)
+        rc = worker_pool_open(&pool, n_threads < SVD_MAX_THREADS ? n_threads : SVD_MAX_THREADS,
+                              c->err);
+    if (rc)
+        return rc;
+    for (size_t i = 0; !rc && i < c->n_jobs; i++) {
+        if (!is_large(c, i))
+            continue;
+        c->jobs[i].pool = pool;
+        rc = c->opt.stop && c->opt.stop() ? err_set(c->err, ERR_INTERRUPTED, "interrupted")
+                                          : compute_job(c, i, c->err);
+        c->jobs[i].pool = NULL;
+    }
+    worker_pool_free(pool);
+    return rc;
 }
 
 // ---- the result --------------------------------------------------------------------------------

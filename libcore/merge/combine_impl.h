@@ -22,6 +22,7 @@ struct combine_job {
     const struct adapter_module *like; // the first term's: name, flags
     struct combine_term *terms;        // those with factors
     size_t n_terms;
+    struct worker_pool *pool; // helps with this one; NULL: the caller's thread alone
     struct factors result;
     struct combine_module report;
 };

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "libcore/base/sys.h"
+#include "libcore/base/thread.h"
 #include "libcore/merge/combine_impl.h"
 #include "libcore/merge/random.h"
 
@@ -185,47 +186,52 @@ struct deltas {
     const struct combine_job *j;
     double **left;  // [n_terms]: s B, [d_out, r] in columns
     double **right; // [n_terms]: A^T, [d_in, r] in columns
-    double *row;    // [d_in]
+    double *rows;   // [n_threads][d_in]
     struct blend *blend;
-    float *scratch;
+    float *scratch; // [n_threads][n_terms][d_in]
 };
 
-static void delta_rows(void *arg, size_t term, size_t row0, size_t n, float *out)
+static void delta_rows(void *arg, size_t term, size_t row0, size_t n, float *out,
+                       unsigned thread_idx)
 {
     struct deltas *x = arg;
     size_t d_in = x->j->like->a.shape[1], d_out = x->j->like->b.shape[0];
+    double *row = x->rows + thread_idx * d_in;
     for (size_t i = 0; i < n; i++) {
-        memset(x->row, 0, d_in * sizeof *x->row);
+        memset(row, 0, d_in * sizeof *row);
         for (size_t k = 0; k < x->j->terms[term].module->rank; k++) {
             double f = x->left[term][k * d_out + row0 + i];
             const double *a = x->right[term] + k * d_in;
             for (size_t c = 0; c < d_in; c++)
-                x->row[c] += f * a[c];
+                row[c] += f * a[c];
         }
         for (size_t c = 0; c < d_in; c++)
-            out[i * d_in + c] = (float)x->row[c];
+            out[i * d_in + c] = (float)row[c];
     }
 }
 
-static int blended_rows(void *arg, size_t row0, size_t n_rows, double *out, struct err *err)
+static int blended_rows(void *arg, size_t row0, size_t n_rows, double *out, unsigned thread_idx,
+                        struct err *err)
 {
     struct deltas *x = arg;
+    size_t d_in = x->j->like->a.shape[1];
+    float *scratch = x->scratch + thread_idx * d_in * x->j->n_terms;
     int rc = 0;
     for (size_t i = 0; !rc && i < n_rows; i++)
-        rc = blend_rows(x->blend, row0 + i, 1, x->scratch, out + i * x->j->like->a.shape[1], err);
+        rc = blend_rows(x->blend, row0 + i, 1, scratch, out + i * d_in, thread_idx, err);
     return rc;
 }
 
 static int deltas_open(struct deltas *x, const struct combine_job *j, uint32_t expert,
-                       struct err *err)
+                       unsigned n_threads, struct err *err)
 {
     size_t out = j->like->b.shape[0], in = j->like->a.shape[1];
     *x = (struct deltas){.j = j};
     x->left = sys_calloc(j->n_terms, sizeof *x->left);
     x->right = sys_calloc(j->n_terms, sizeof *x->right);
-    x->row = sys_calloc(in, sizeof *x->row);
-    x->scratch = sys_reallocarray(NULL, in * j->n_terms, sizeof *x->scratch);
-    if (!x->left || !x->right || !x->row || !x->scratch)
+    x->rows = sys_reallocarray(NULL, n_threads * in, sizeof *x->rows);
+    x->scratch = sys_reallocarray(NULL, n_threads * in * j->n_terms, sizeof *x->scratch);
+    if (!x->left || !x->right || !x->rows || !x->scratch)
         return no_memory(err);
     for (size_t i = 0; i < j->n_terms; i++) {
         const struct adapter_module *m = j->terms[i].module;
@@ -247,7 +253,7 @@ static void deltas_release(struct deltas *x)
     }
     sys_free(x->left);
     sys_free(x->right);
-    sys_free(x->row);
+    sys_free(x->rows);
     sys_free(x->scratch);
     blend_free(x->blend);
 }
@@ -269,12 +275,14 @@ static int dense_expert(struct combine_job *j, uint32_t expert, const struct com
     size_t out = j->like->b.shape[0], in = j->like->a.shape[1];
     struct deltas x;
     struct svd d = {0};
-    const struct blend_source source = {out, in, j->n_terms, weights, streams, &x, delta_rows};
+    struct worker_pool *pool = j->pool;
+    const struct blend_source source = {out,     in, j->n_terms, weights,
+                                        streams, &x, delta_rows, pool};
     const struct blend_rule rule = rule_of(opt);
-    int rc = deltas_open(&x, j, expert, err);
+    int rc = deltas_open(&x, j, expert, pool ? worker_pool_size(pool) : 1, err);
     if (!rc)
         rc = blend_prepare(&x.blend, &source, &rule, err);
-    const struct svd_source matrix = {out, in, &x, blended_rows};
+    const struct svd_source matrix = {out, in, &x, blended_rows, pool};
     const struct svd_want want = {.rank = cap, .seed = 1};
     if (!rc)
         rc = svd_of_source(&d, &matrix, &want, err);
@@ -311,9 +319,11 @@ struct factor_tensors {
     bool is_b;
 };
 
-static void factor_rows(void *arg, size_t term, size_t row0, size_t n, float *out)
+static void factor_rows(void *arg, size_t term, size_t row0, size_t n, float *out,
+                        unsigned thread_idx)
 {
     const struct factor_tensors *x = arg;
+    (void)thread_idx;
     const struct adapter_module *m = x->j->terms[term].module;
     const struct tensor *t = x->is_b ? &m->b : &m->a;
     const char *data = t->data;
@@ -328,7 +338,7 @@ static int blend_factor(struct combine_job *j, const struct combine_options *opt
     const struct tensor *like = is_b ? &j->like->b : &j->like->a;
     struct factor_tensors x = {j, is_b};
     const struct blend_source source = {
-        like->shape[0], like->shape[1], j->n_terms, weights, streams, &x, factor_rows};
+        like->shape[0], like->shape[1], j->n_terms, weights, streams, &x, factor_rows, NULL};
     const struct blend_rule rule = rule_of(opt);
     for (size_t i = 0; i < j->n_terms; i++) {
         double f = j->terms[i].weight * j->terms[i].module->scale;
@@ -345,7 +355,7 @@ static int blend_factor(struct combine_job *j, const struct combine_options *opt
     if (!rc && (!row || !scratch))
         rc = no_memory(err);
     for (size_t i = 0; !rc && i < like->shape[0]; i++) {
-        rc = blend_rows(b, i, 1, scratch, row, err);
+        rc = blend_rows(b, i, 1, scratch, row, 0, err);
         for (size_t c = 0; !rc && c < cols; c++)
             to[i * cols + c] = (float)row[c];
     }

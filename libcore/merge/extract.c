@@ -102,8 +102,10 @@ struct difference {
     double *other; // of a tile of the base
 };
 
-static int difference_rows(void *arg, size_t row0, size_t n_rows, double *out, struct err *err)
+static int difference_rows(void *arg, size_t row0, size_t n_rows, double *out, unsigned thread_idx,
+                           struct err *err)
 {
+    (void)thread_idx;
     struct difference *d = arg;
     size_t cols = d->tuned->module->d_in ? d->tuned->module->d_in : 1;
     size_t step = TILE_VALUES / cols ? TILE_VALUES / cols : 1;
@@ -144,7 +146,7 @@ static int differs(const struct extracted *e, bool *out, struct err *err)
     for (d.expert = 0; !rc && !*out && d.expert < (m->n_experts ? m->n_experts : 1); d.expert++) {
         for (size_t row = 0; !rc && !*out && row < m->d_out; row += step) {
             size_t n = m->d_out - row < step ? m->d_out - row : step;
-            rc = difference_rows(&d, row, n, tile, err);
+            rc = difference_rows(&d, row, n, tile, 0, err);
             for (size_t k = 0; !rc && !*out && k < n * cols; k++)
                 *out = tile[k] != 0;
         }
@@ -196,7 +198,7 @@ static int extract_factors(struct extractor *x, struct extracted *e, struct err 
     int rc = difference_open(&d, e, err);
     if (!rc)
         rc = factors_open(&e->factors, m->n_experts, m->d_out, m->d_in, cap, err);
-    const struct svd_source source = {m->d_out, m->d_in, &d, difference_rows};
+    const struct svd_source source = {m->d_out, m->d_in, &d, difference_rows, NULL};
     for (d.expert = 0; !rc && d.expert < (m->n_experts ? m->n_experts : 1); d.expert++) {
         struct svd t = {0};
         rc = svd_of_source(&t, &source, &want, err);

@@ -45,8 +45,10 @@ static int no_memory(struct err *err)
     return err_set(err, ERR_NO_MEMORY, "converting an adapter: no memory");
 }
 
-static int rows_of(void *arg, size_t row0, size_t n_rows, double *out, struct err *err)
+static int rows_of(void *arg, size_t row0, size_t n_rows, double *out, unsigned thread_idx,
+                   struct err *err)
 {
+    (void)thread_idx;
     return extract_rows(arg, 0, row0, n_rows, out, err);
 }
 
@@ -63,7 +65,7 @@ static int undetermined(const struct module_work *k, const char *why, struct err
 static int initial_pissa(struct module_work *k, struct err *err)
 {
     struct svd d = {0};
-    const struct svd_source source = {k->d_out, k->d_in, (void *)k->w, rows_of};
+    const struct svd_source source = {k->d_out, k->d_in, (void *)k->w, rows_of, NULL};
     const struct svd_want want = {.rank = (uint32_t)k->r + 1, .seed = 1};
     int rc = svd_of_source(&d, &source, &want, err);
     if (rc)

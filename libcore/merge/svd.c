@@ -216,9 +216,11 @@ struct core {
     size_t r;
 };
 
-static int core_rows(void *arg, size_t row0, size_t n_rows, double *out, struct err *err)
+static int core_rows(void *arg, size_t row0, size_t n_rows, double *out, unsigned thread_idx,
+                     struct err *err)
 {
     const struct core *core = arg;
+    (void)thread_idx;
     (void)err;
     for (size_t i = 0; i < n_rows; i++) {
         for (size_t j = 0; j < core->r; j++)
@@ -268,7 +270,7 @@ int svd_product(struct svd *out, double *left, size_t m, double *right, size_t n
                 axpy(rr[k * r + j], rl + k * r, c + j * r, r);
         }
         struct core core = {c, r};
-        const struct svd_source source = {r, r, &core, core_rows};
+        const struct svd_source source = {r, r, &core, core_rows, NULL};
         rc = r > SVD_EXACT_MAX ? svd_of_source(out, &source, want, err)
                                : svd_dense(out, c, r, r, err);
     }

@@ -4,7 +4,7 @@
  * matrix that is only seen in tiles of rows.
  *
  * Matrices named `columns` lie column after column: value (i, j) of [m, n] at j * m + i.
- * Every result depends on its input alone: no threads inside. Thread rule: re-entrant.
+ * Every result depends on its input alone, whatever pool helps. Thread rule: re-entrant.
  */
 #ifndef LIBCORE_MERGE_SVD_H
 #define LIBCORE_MERGE_SVD_H
@@ -18,7 +18,8 @@
 enum {
     /* Up to this many rows or columns (the fewer), a matrix is decomposed exactly: one-sided Jacobi
      * takes about a second there, and its time grows with the cube. */
-    SVD_EXACT_MAX = 320
+    SVD_EXACT_MAX = 320,
+    SVD_MAX_THREADS = 256, // of a pool that helps
 };
 
 /* M [m, n] = sum_j s[j] u_j v_j^T, s descending. */
@@ -60,8 +61,11 @@ int svd_product(struct svd *out, double *left, size_t m, double *right, size_t n
 struct svd_source {
     size_t m, n;
     void *arg;
-    /* Rows [row0, row0 + n_rows) into out[n_rows, n], row by row. */
-    int (*rows)(void *arg, size_t row0, size_t n_rows, double *out, struct err *err);
+    /* Rows [row0, row0 + n_rows) into out[n_rows, n], row by row. thread_idx: of the pool's ranges,
+     * which ask side by side; 0 without a pool. */
+    int (*rows)(void *arg, size_t row0, size_t n_rows, double *out, unsigned thread_idx,
+                struct err *err);
+    struct worker_pool *pool; // borrowed; NULL: the caller's thread alone
 };
 
 /*

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "libcore/base/sys.h"
+#include "libcore/base/thread.h"
 #include "libcore/merge/random.h"
 #include "libcore/merge/svd_impl.h"
 
@@ -32,12 +33,13 @@ static const double GROWTH = 1e-6;
 
 struct subspace {
     const struct svd_source *source;
+    unsigned n_threads;
     double *kept;  // [m, n], rows; or NULL
     float *kept32; // the same of a larger one
-    double *tile;
+    double *tile;  // of the rows in hand; not with `kept`
     size_t tile_rows;
     double total2;
-    double *zeros, *spare; // a row of the matrix; four rows of y
+    double *zeros, *spare; // a row of the matrix; four rows of y a thread
     double *w, *y;         // [n, l] and [m, l], rows: the inner loops run along l
     size_t l;
 };
@@ -47,34 +49,98 @@ static size_t smaller(size_t a, size_t b)
     return a < b ? a : b;
 }
 
-static int tile_at(struct subspace *x, size_t row0, const double **out, size_t *n_rows,
-                   struct err *err)
+/* body over [0, n), on the pool where there is one. Ranges are any; sums must not depend on them.
+ */
+static void spread(const struct subspace *x, size_t n, size_t grain,
+                   void (*body)(void *arg, size_t begin, size_t end, unsigned thread_idx),
+                   void *arg)
 {
-    const struct svd_source *s = x->source;
-    *n_rows = smaller(x->tile_rows, s->m - row0);
-    *out = x->kept ? x->kept + row0 * s->n : x->tile;
-    if (!x->kept && !x->kept32)
-        return s->rows(s->arg, row0, *n_rows, x->tile, err);
-    for (size_t i = 0; x->kept32 && i < *n_rows * s->n; i++)
-        x->tile[i] = x->kept32[row0 * s->n + i];
+    if (x->source->pool)
+        worker_pool_run(x->source->pool, n, grain, body, arg);
+    else
+        body(arg, 0, n, 0);
+}
+
+// ---- tiles
+// ---------------------------------------------------------------------------------------
+
+/* Rows of the matrix that are worked on together: all that is kept, or a tile. */
+struct stretch {
+    struct subspace *x;
+    size_t row0, n_rows;
+    double *rows;     // [n_rows, n]
+    double *squares;  // [n_rows], or NULL: not wanted
+    struct err *errs; // [n_threads]
+};
+
+static void make_rows(void *arg, size_t begin, size_t end, unsigned thread_idx)
+{
+    const struct stretch *t = arg;
+    const struct svd_source *s = t->x->source;
+    double *rows = t->rows + begin * s->n;
+    if (t->errs[thread_idx].code || begin == end)
+        return;
+    s->rows(s->arg, t->row0 + begin, end - begin, rows, thread_idx, &t->errs[thread_idx]);
+    for (size_t i = begin; t->squares && i < end; i++)
+        t->squares[i] = svd_dot(t->rows + i * s->n, t->rows + i * s->n, s->n);
+}
+
+static void widen_rows(void *arg, size_t begin, size_t end, unsigned thread_idx)
+{
+    const struct stretch *t = arg;
+    size_t n = t->x->source->n;
+    (void)thread_idx;
+    for (size_t i = begin * n; i < end * n; i++)
+        t->rows[i] = t->x->kept32[t->row0 * n + i];
+}
+
+/* Makes rows from the source, all threads together. */
+static int make(struct stretch *t, struct err *err)
+{
+    struct err errs[SVD_MAX_THREADS] = {0};
+    t->errs = errs;
+    spread(t->x, t->n_rows, 1, make_rows, t);
+    for (unsigned i = 0; i < t->x->n_threads; i++) {
+        if (errs[i].code && err)
+            *err = errs[i];
+        if (errs[i].code)
+            return errs[i].code;
+    }
     return 0;
 }
 
-/* Keeps the matrix when it is small enough; its energy. */
+/* The next stretch from row0 on. */
+static int stretch_at(struct subspace *x, size_t row0, struct stretch *t, struct err *err)
+{
+    const struct svd_source *s = x->source;
+    *t = (struct stretch){.x = x, .row0 = row0, .n_rows = s->m - row0, .rows = x->kept};
+    if (x->kept)
+        return 0;
+    t->n_rows = smaller(x->tile_rows, s->m - row0);
+    t->rows = x->tile;
+    if (!x->kept32)
+        return make(t, err);
+    spread(x, t->n_rows, 1, widen_rows, t);
+    return 0;
+}
+
+/* Keeps the matrix when it is small enough; its energy, summed row after row. */
 static int look(struct subspace *x, struct err *err)
 {
     const struct svd_source *s = x->source;
-    int rc = 0;
-    for (size_t row = 0; !rc && row < s->m;) {
-        size_t n_rows = smaller(x->tile_rows, s->m - row);
-        double *to = x->kept ? x->kept + row * s->n : x->tile;
-        rc = s->rows(s->arg, row, n_rows, to, err);
+    double *squares = svd_alloc(x->tile_rows, 1);
+    int rc = squares ? 0 : svd_no_memory(err);
+    for (size_t row = 0, n_rows; !rc && row < s->m; row += n_rows) {
+        n_rows = smaller(x->tile_rows, s->m - row);
+        struct stretch t = {.x = x, .row0 = row, .n_rows = n_rows, .squares = squares};
+        t.rows = x->kept ? x->kept + row * s->n : x->tile;
+        rc = make(&t, err);
         for (size_t i = 0; !rc && i < n_rows; i++)
-            x->total2 += svd_dot(to + i * s->n, to + i * s->n, s->n);
+            x->total2 += squares[i];
         for (size_t i = 0; !rc && x->kept32 && i < n_rows * s->n; i++)
-            x->kept32[row * s->n + i] = (float)to[i];
-        row += n_rows;
+            x->kept32[row * s->n + i] = (float)t.rows[i];
     }
+    sys_free(squares);
     return rc;
 }
 
@@ -110,47 +176,75 @@ static void add_backward(const double *const tile[4], size_t n, const double *co
     }
 }
 
+struct product {
+    struct subspace *x;
+    const struct stretch *t;
+    const double *from; // w or q
+    size_t l;
+    double *to; // y or z
+};
+
+/* Some rows of y. */
+static void forward_rows(void *arg, size_t begin, size_t end, unsigned thread_idx)
+{
+    const struct product *p = arg;
+    const struct stretch *t = p->t;
+    size_t n = p->x->source->n, l = p->l;
+    double *spare = p->x->spare + (size_t)thread_idx * 4 * l;
+    for (size_t i = begin; i < end; i += 4) {
+        const double *rows[4];
+        double *to[4];
+        for (size_t r = 0; r < 4; r++) { // rows that are not there: zeros, into the spare ones
+            rows[r] = i + r < end ? t->rows + (i + r) * n : p->x->zeros;
+            to[r] = i + r < end ? p->to + (t->row0 + i + r) * l : spare + r * l;
+        }
+        add_forward(rows, n, p->from, l, to);
+    }
+}
+
 /* y = M w */
 static int forward(struct subspace *x, const double *w, size_t l, double *y, struct err *err)
 {
-    size_t n = x->source->n, n_rows;
-    const double *tile;
+    struct stretch t;
     memset(y, 0, x->source->m * l * sizeof *y);
-    for (size_t row = 0; row < x->source->m; row += n_rows) {
-        int rc = tile_at(x, row, &tile, &n_rows, err);
+    for (size_t row = 0; row < x->source->m; row += t.n_rows) {
+        int rc = stretch_at(x, row, &t, err);
         if (rc)
             return rc;
-        for (size_t i = 0; i < n_rows; i += 4) {
-            const double *rows[4];
-            double *to[4];
-            for (size_t r = 0; r < 4; r++) { // rows that are not there: zeros, into the spare ones
-                rows[r] = i + r < n_rows ? tile + (i + r) * n : x->zeros;
-                to[r] = i + r < n_rows ? y + (row + i + r) * l : x->spare + r * l;
-            }
-            add_forward(rows, n, w, l, to);
-        }
+        struct product p = {x, &t, w, l, y};
+        spread(x, t.n_rows, 4, forward_rows, &p);
     }
     return 0;
+}
+
+/* Some rows of z, which are columns of the matrix: each sums up all of the stretch, in order. */
+static void backward_columns(void *arg, size_t begin, size_t end, unsigned thread_idx)
+{
+    const struct product *p = arg;
+    const struct stretch *t = p->t;
+    size_t n = p->x->source->n, l = p->l;
+    (void)thread_idx;
+    for (size_t i = 0; i < t->n_rows; i += 4) {
+        const double *rows[4], *from[4];
+        for (size_t r = 0; r < 4; r++) {
+            rows[r] = (i + r < t->n_rows ? t->rows + (i + r) * n : p->x->zeros) + begin;
+            from[r] = p->from + (t->row0 + (i + r < t->n_rows ? i + r : 0)) * l;
+        }
+        add_backward(rows, end - begin, from, l, p->to + begin * l);
+    }
 }
 
 /* z = M^T q */
 static int backward(struct subspace *x, const double *q, size_t l, double *z, struct err *err)
 {
-    size_t n = x->source->n, n_rows;
-    const double *tile;
-    memset(z, 0, n * l * sizeof *z);
-    for (size_t row = 0; row < x->source->m; row += n_rows) {
-        int rc = tile_at(x, row, &tile, &n_rows, err);
+    struct stretch t;
+    memset(z, 0, x->source->n * l * sizeof *z);
+    for (size_t row = 0; row < x->source->m; row += t.n_rows) {
+        int rc = stretch_at(x, row, &t, err);
         if (rc)
             return rc;
-        for (size_t i = 0; i < n_rows; i += 4) {
-            const double *rows[4], *from[4];
-            for (size_t r = 0; r < 4; r++) {
-                rows[r] = i + r < n_rows ? tile + (i + r) * n : x->zeros;
-                from[r] = q + (i + r < n_rows ? row + i + r : row) * l;
-            }
-            add_backward(rows, n, from, l, z);
-        }
+        struct product p = {x, &t, q, l, z};
+        spread(x, x->source->n, 1, backward_columns, &p);
     }
     return 0;
 }
@@ -277,7 +371,7 @@ static int grow(struct subspace *x, size_t l, const struct svd *d, uint64_t seed
     sys_free(x->y);
     x->l = l;
     sys_free(x->spare);
-    x->spare = svd_alloc(4, l);
+    x->spare = svd_alloc((size_t)4 * x->n_threads, l);
     x->w = svd_alloc(x->source->n, l);
     x->y = svd_alloc(x->source->m, l);
     if (!x->w || !x->y || !x->spare)
@@ -326,7 +420,9 @@ int svd_of_source(struct svd *out, const struct svd_source *source, const struct
                   struct err *err)
 {
     *out = (struct svd){0};
-    struct subspace x = {.source = source};
+    struct subspace x = {.source = source, .n_threads = 1};
+    if (source->pool)
+        x.n_threads = worker_pool_size(source->pool);
     size_t least = smaller(source->m, source->n);
     x.tile_rows = TILE_VALUES / source->n ? TILE_VALUES / source->n : 1;
     x.tile = svd_alloc(x.tile_rows, source->n);

@@ -3,6 +3,7 @@
  */
 #include <stdlib.h>
 
+#include "libcore/base/thread.h"
 #include "libcore/merge/blend.h"
 #include "libcore/merge/random.h"
 #include "tests/lib/test.h"
@@ -13,8 +14,9 @@ static float terms[TERMS][N];
 static const double weights[TERMS] = {0.7, -0.5, 1.3};
 static const uint64_t streams[TERMS] = {11, 22, 33};
 
-static void rows(void *arg, size_t term, size_t row0, size_t n, float *out)
+static void rows(void *arg, size_t term, size_t row0, size_t n, float *out, unsigned thread_idx)
 {
+    (void)thread_idx;
     (void)arg;
     memcpy(out, terms[term] + row0 * COLS, n * COLS * sizeof *out);
 }
@@ -99,20 +101,22 @@ static double reference(const struct blend_rule *r, float pruned[TERMS][N], cons
     return r->divisor == BLEND_BY_WEIGHTS && fabs(weight) > 1e-8 ? sum / weight : sum;
 }
 
+static struct worker_pool *pool; // NULL: none helps
+
 static void compare(const struct blend_rule *r, const char *what)
 {
     static float pruned[TERMS][N];
     static double got[N];
     double scale[TERMS];
     float scratch[7 * TERMS * COLS];
-    const struct blend_source source = {ROWS, COLS, TERMS, weights, streams, NULL, rows};
+    const struct blend_source source = {ROWS, COLS, TERMS, weights, streams, NULL, rows, pool};
     struct blend *b;
     struct err err = {0};
     CHECK_OK(blend_prepare(&b, &source, r, &err), err);
     CHECK(blend_scratch_floats(b, 7) <= sizeof scratch / sizeof *scratch);
     for (size_t row = 0; row < ROWS; row += 7)
         CHECK_OK(
-            blend_rows(b, row, ROWS - row < 7 ? ROWS - row : 7, scratch, got + row * COLS, &err),
+            blend_rows(b, row, ROWS - row < 7 ? ROWS - row : 7, scratch, got + row * COLS, 0, &err),
             err);
     blend_free(b);
     for (size_t t = 0; t < TERMS; t++) {
@@ -149,7 +153,14 @@ TEST(every_rule_is_what_plain_code_makes_of_it)
                                    .gamma = 0.05,
                                    .seed = 42};
             r.epsilon = fmin(0.15, fmin(r.density, 1 - r.density) / 2);
-            compare(&r, prunes[r.prune]);
+            for (unsigned n_threads = 0; n_threads < 4; n_threads += 3) {
+                struct err err = {0};
+                if (n_threads)
+                    CHECK_OK(worker_pool_open(&pool, n_threads, &err), err);
+                compare(&r, prunes[r.prune]);
+                worker_pool_free(pool);
+                pool = NULL;
+            }
         }
     }
 }
@@ -159,7 +170,7 @@ TEST(the_threshold_keeps_exactly_as_many_as_asked)
     fill(true);
     struct blend_rule r = {.prune = BLEND_MAGNITUDE, .density = 0.3};
     const double one = 1;
-    const struct blend_source source = {ROWS, COLS, 1, &one, streams, NULL, rows};
+    const struct blend_source source = {ROWS, COLS, 1, &one, streams, NULL, rows, pool};
     struct blend *b;
     struct err err = {0};
     float scratch[COLS];
@@ -167,7 +178,7 @@ TEST(the_threshold_keeps_exactly_as_many_as_asked)
     size_t kept = 0;
     CHECK_OK(blend_prepare(&b, &source, &r, &err), err);
     for (size_t row = 0; row < ROWS; row++) {
-        CHECK_OK(blend_rows(b, row, 1, scratch, out, &err), err);
+        CHECK_OK(blend_rows(b, row, 1, scratch, out, 0, &err), err);
         for (size_t c = 0; c < COLS; c++)
             kept += out[c] != 0;
     }
@@ -178,7 +189,7 @@ TEST(the_threshold_keeps_exactly_as_many_as_asked)
     kept = 0;
     CHECK_OK(blend_prepare(&b, &source, &r, &err), err);
     for (size_t row = 0; row < ROWS; row++) {
-        CHECK_OK(blend_rows(b, row, 1, scratch, out, &err), err);
+        CHECK_OK(blend_rows(b, row, 1, scratch, out, 0, &err), err);
         for (size_t c = 0; c < COLS; c++)
             kept += out[c] != 0;
     }

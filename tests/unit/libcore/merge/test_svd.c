@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "libcore/base/philox.h"
+#include "libcore/base/thread.h"
 #include "libcore/merge/random.h"
 #include "libcore/merge/svd.h"
 #include "tests/lib/test.h"
@@ -210,8 +211,10 @@ struct stored {
     size_t m, n, calls;
 };
 
-static int stored_rows(void *arg, size_t row0, size_t n_rows, double *out, struct err *err)
+static int stored_rows(void *arg, size_t row0, size_t n_rows, double *out, unsigned thread_idx,
+                       struct err *err)
 {
+    (void)thread_idx;
     struct stored *s = arg;
     (void)err;
     s->calls++;
@@ -222,8 +225,24 @@ static int stored_rows(void *arg, size_t row0, size_t n_rows, double *out, struc
     return 0;
 }
 
-static int failing_rows(void *arg, size_t row0, size_t n_rows, double *out, struct err *err)
+/* The same of a matrix of 360 columns, for several threads. */
+static int shared_rows(void *arg, size_t row0, size_t n_rows, double *out, unsigned thread_idx,
+                       struct err *err)
 {
+    (void)thread_idx;
+    (void)err;
+    const double *a = arg; // columns of 420
+    for (size_t i = 0; i < n_rows; i++) {
+        for (size_t j = 0; j < 360; j++)
+            out[i * 360 + j] = a[j * 420 + row0 + i];
+    }
+    return 0;
+}
+
+static int failing_rows(void *arg, size_t row0, size_t n_rows, double *out, unsigned thread_idx,
+                        struct err *err)
+{
+    (void)thread_idx;
     (void)arg, (void)row0, (void)n_rows, (void)out;
     return err_set(err, ERR_IO, "no rows");
 }
@@ -241,7 +260,7 @@ TEST(large_matrices_give_the_triples_of_small_ones)
     for (size_t i = 0; i < m * n; i++)
         a[i] += 1e-3 * noise[i];
     struct stored s = {a, m, n, 0};
-    const struct svd_source source = {m, n, &s, stored_rows};
+    const struct svd_source source = {m, n, &s, stored_rows, NULL};
     const struct svd_want want = {.rank = 8, .seed = 5}, by_energy = {.energy = 0.95, .seed = 5};
     struct svd d, e, exact;
     struct err err = {0};
@@ -260,8 +279,19 @@ TEST(large_matrices_give_the_triples_of_small_ones)
     svd_release(&e);
     CHECK_OK(svd_of_source(&e, &source, &want, &err), err);
     EXPECT(memcmp(d.u, e.u, m * 8 * sizeof *d.u) == 0);
-    svd_release(&d);
     svd_release(&e);
+    for (unsigned n_threads = 1; n_threads < 8; n_threads += 3) { // however many help
+        struct worker_pool *pool;
+        CHECK_OK(worker_pool_open(&pool, n_threads, &err), err);
+        const struct svd_source shared = {m, n, a, shared_rows, pool};
+        CHECK_OK(svd_of_source(&e, &shared, &want, &err), err);
+        EXPECT(memcmp(d.u, e.u, m * 8 * sizeof *d.u) == 0);
+        EXPECT(memcmp(d.v, e.v, n * 8 * sizeof *d.v) == 0);
+        EXPECT(d.total2 == e.total2 && d.residual == e.residual);
+        svd_release(&e);
+        worker_pool_free(pool);
+    }
+    svd_release(&d);
     svd_release(&exact);
     free(l), free(q), free(noise), free(a), free(c);
 }
@@ -271,7 +301,7 @@ TEST(a_large_matrix_of_low_rank_is_found_exactly)
     size_t m = 700, n = 330, r = 5;
     double *l = normal(m, r, 41), *q = normal(n, r, 42), *a = product(l, m, q, n, r);
     struct stored s = {a, m, n, 0};
-    const struct svd_source source = {m, n, &s, stored_rows};
+    const struct svd_source source = {m, n, &s, stored_rows, NULL};
     const struct svd_want want = {.rank = 16, .seed = 1};
     struct svd d;
     struct err err = {0};
@@ -280,7 +310,7 @@ TEST(a_large_matrix_of_low_rank_is_found_exactly)
     EXPECT(distance(a, &d, r) < 1e-12 * norm(a, m * n));
     EXPECT(d.residual < 1e-12);
     svd_release(&d);
-    const struct svd_source broken = {m, n, &s, failing_rows};
+    const struct svd_source broken = {m, n, &s, failing_rows, NULL};
     CHECK_CODE(svd_of_source(&d, &broken, &want, &err), ERR_IO, err);
     free(l), free(q), free(a);
 }
