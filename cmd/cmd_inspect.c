@@ -29,7 +29,7 @@ static int run(struct cmd_context *ctx, struct err *err)
     struct model_ref ref = {0};
     json_t *info = NULL;
     rc = model_ref_resolve(&ref, s, ctx->args[0], STORE_ANY, err);
-    if (rc == ERR_NOT_FOUND)
+    if (rc == ERR_NOT_FOUND && !strstr(err->msg, "no such file"))
         cmd_hint("`lora list` shows what the store has");
     bool all = deep || html;
     if (!rc && ref.kind == STORE_ADAPTER)

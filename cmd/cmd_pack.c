@@ -160,6 +160,10 @@ static int pack_refs(struct cmd_context *ctx, const struct form *f, struct err *
     if (rc)
         return rc;
     rc = pack_plan_open(&plan, s, (const char *const *)ctx->args, ctx->n_args, "pack", err);
+    for (size_t i = 0; rc && i < ctx->n_args; i++) {
+        if (strchr(ctx->args[i], '/') && file_exists(ctx->args[i]))
+            cmd_hint("names of the store are packed: `lora import %s` first", ctx->args[i]);
+    }
     if (!rc) {
         rc = make_items(&plan, f, &items, &done, err);
         if (!rc)

@@ -68,6 +68,9 @@ static void hint_for(int code, const struct registry_ref *ref, const char *msg)
 {
     if (code == ERR_DENIED)
         cmd_hint("`docker login %s`, or another tool that writes ~/.docker/config.json", ref->host);
+    else if (code == ERR_NOT_FOUND)
+        cmd_hint("is it pushed, and under that name? %s/v2/%s/tags/list names the tags", ref->host,
+                 ref->repo);
     else if (code == ERR_EXISTS)
         cmd_hint("--name gives it another name; --force takes this one");
     else if (code == ERR_REFUSED && strstr(msg, "is not signed"))

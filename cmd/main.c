@@ -10,6 +10,7 @@
 
 #include "cmd/cmd_impl.h"
 #include "cmd/options_impl.h"
+#include "libcore/base/file.h"
 
 static void on_signal(int number)
 {
@@ -105,6 +106,37 @@ static int unknown_command(const char *name, struct err *err)
 }
 
 /* What helps after most errors of this sort, where the command knew nothing better. */
+/* "PATH: no such file": which folder of the path is there, so that the next look is short. */
+static void hint_for_path(const char *msg)
+{
+    char path[ERR_MSG_BYTES], cwd[512];
+    const char *of_many = strstr(msg, " failed: "); // "2 of 2 failed: PATH: …"
+    msg = of_many ? of_many + strlen(" failed: ") : msg;
+    const char *colon = strstr(msg, ": ");
+    size_t n = colon ? (size_t)(colon - msg) : 0;
+    if (n == 0 || n >= sizeof path)
+        return;
+    memcpy(path, msg, n);
+    path[n] = '\0';
+    bool absolute = path[0] == '/';
+    if (!strchr(path, '/')) {
+        if (getcwd(cwd, sizeof cwd))
+            cmd_hint("it was looked for in %s; `lora list` shows the names in the store", cwd);
+        return;
+    }
+    for (char *slash; (slash = strrchr(path, '/')) && slash != path;) {
+        *slash = '\0';
+        if (file_exists(path))
+            break;
+    }
+    if (absolute && strrchr(path, '/') == path && !file_exists(path))
+        path[1] = '\0'; // nothing of it is there but the root
+    if (file_exists(path))
+        cmd_hint("`ls %s` shows what is there", path);
+    else if (getcwd(cwd, sizeof cwd))
+        cmd_hint("nothing of that path is there; it was looked for from %s", cwd);
+}
+
 static void hint_by_code(const struct command *command, int rc, const struct err *err)
 {
     if (cmd_hint_text())
@@ -113,6 +145,9 @@ static void hint_by_code(const struct command *command, int rc, const struct err
         cmd_hint("see `lora %s --help`", command->name);
     else if (rc == ERR_NOT_FOUND && strstr(err->msg, "in the store"))
         cmd_hint("`lora list` shows what the store has");
+    else if (rc == ERR_NOT_FOUND &&
+             (strstr(err->msg, "no such file") || strstr(err->msg, "No such")))
+        hint_for_path(err->msg);
     else if (rc == ERR_CORRUPT)
         cmd_hint("the file is damaged or half written: fetch or make it again");
     else if (rc == ERR_LOCKED)

@@ -52,4 +52,30 @@ ok "…is used" test -d "$XDG_DATA_HOME/lora/blobs"
 cd "$TMP" || exit 1
 ok "a relative store" lora import "$TINYTALK/adapters/title-lora" --store ./here -q
 ok "…is read from elsewhere" sh -c "cd / && lora inspect title-lora -q --store '$TMP/here'"
+# A path that is not there: every command says where the next look should go.
+mkdir -p "$TMP/there"
+printf '{}' >"$TMP/context.json"
+while read -r command; do
+    not_ok "$command" lora ${command//PATH/$TMP/there/nope}
+    like "$ERR" "hint: .ls $TMP/there. shows what is there" "…points to the folder that is there"
+done <<'COMMANDS'
+import PATH
+import PATH/deeper/x.tar
+import --recursive PATH
+inspect PATH
+diff PATH PATH
+merge PATH --base PATH --output PATH/out
+merge --apply PATH.json --output PATH/out
+extract --base PATH --tuned PATH --rank 4 --name x
+resize PATH --rank 2 --name x
+run PATH hello
+prompt PATH --context PATH.json
+tokenize PATH hello
+serve --model PATH --port 0
+pack PATH --overlay-of PATH --output PATH.tar
+COMMANDS
+not_ok "a name without a folder" lora import nope.safetensors
+like "$ERR" 'hint: it was looked for in .*lora list' "…says where was looked"
+not_ok "several" lora import "$TMP/there/a" "$TMP/there/b"
+like "$ERR" "hint: .ls $TMP/there. shows" "…too"
 done_testing
