@@ -10,9 +10,9 @@ ok "the plug-in lies beside the program" test -e build/lora_cuda.so
 
 # The goldens through the port and the engine, on the card; bf16 bounds are in the tests.
 export LORA_TEST_DEVICE=cuda LORA_CUDA_PLUGIN=$PWD/build/lora_cuda.so
-for t in step kinds engine; do
-    program=build/release/tests/golden/test_golden_$t
-    ok "make test_golden_$t" env -u MAKEFLAGS make --no-print-directory "$program"
+for t in golden_step golden_kinds golden_engine added_tokens deterministic; do
+    program=build/release/tests/golden/test_$t
+    ok "make test_$t" env -u MAKEFLAGS make --no-print-directory "$program"
     ok "golden answers on the GPU: $t" "$program"
 done
 if command -v compute-sanitizer >/dev/null 2>&1; then

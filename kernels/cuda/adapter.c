@@ -332,7 +332,7 @@ struct tables {
     struct cu_embed_part embed;
     const float **norms;
     struct cuda_replaced *replaced;
-    uint32_t n_replaced;
+    uint32_t n_replaced, vocab;
     const struct adapter_replacement *given;
     uint32_t n_given;
 };
@@ -421,6 +421,8 @@ static int bind_matrix(struct tables *t, const struct record *r, const struct de
     struct cu_site *s = table_site(t, r);
     if (full)
         add_replaced(t, r)->full = full;
+    if (full && r->site == SITE_HEAD)
+        t->vocab = full->matrix.n_rows;
     if (r->rank == 0 && !r->gain.n_units && !r->bias.n_units && !r->lora_bias.n_units)
         return 0;
     if (s->n_parts == CU_MAX_PARTS)
@@ -566,6 +568,8 @@ int cuda_adapter_load(struct backend *be, struct device_model *m, uint32_t slot,
     if (rc == 0) {
         s->kinds = t.h.kinds;
         s->width = t.h.width;
+        s->vocab = t.vocab;
+        s->embed_rows = t.embed.full_rows;
         s->replaced = t.replaced;
         s->n_replaced = t.n_replaced;
         t.replaced = NULL;

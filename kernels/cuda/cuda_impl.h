@@ -76,8 +76,8 @@ struct cuda_replaced {
 struct cuda_slot {
     _Atomic int state; // enum adapter_state
     unsigned kinds;
-    uint32_t width; // columns of v: the widest site's stacked ranks
-    uint32_t vocab; // 0, or the rows of its own head
+    uint32_t width;             // columns of v: the widest site's stacked ranks
+    uint32_t vocab, embed_rows; // 0, or the rows of its own head and embedding
     struct cuda_replaced *replaced;
     uint32_t n_replaced;
     cudaEvent_t loaded;
@@ -135,6 +135,7 @@ struct cuda_run {
     const struct step *step; // NULL when recorded
     struct cuda_list shrink, head_shrink, blocks;
     uint32_t v_width; // columns of v in a step with many rows
+    uint32_t stride;  // floats between rows of logits: more where adapters bring tokens
 };
 
 /* Buffers of the mixtures of experts, device; a layer uses them alone. */
@@ -186,6 +187,7 @@ struct device_model {
     void *h, *q, *attn, *act, *head_h, *y16, *v16;
     size_t v_floats, y_floats;
     uint32_t v_width_small;
+    uint32_t max_vocab;            // of the base and any adapter
     float *inv_freq, *rope_scales; // device
     uint32_t n_ropes, n_regimes;
     void *workspace;

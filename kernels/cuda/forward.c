@@ -99,6 +99,11 @@ static uint32_t large_planes(const struct device_model *m, const struct cuda_run
     return want ? want : 1;
 }
 
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
 static int replace_rows(struct device_model *m, const struct space *s, uint32_t layer,
                         enum site site, const void *x, uint32_t k, const struct cu_expand *e)
 {
@@ -112,7 +117,8 @@ static int replace_rows(struct device_model *m, const struct space *s, uint32_t 
                                    .w = p->full ? p->full->matrix.data : NULL,
                                    .w_rows = p->rows,
                                    .out_ids = p->row_ids,
-                                   .n_out = p->full ? p->full->matrix.n_rows : p->n_rows,
+                                   .n_out =
+                                       p->full ? min_u32(p->full->matrix.n_rows, e->n) : p->n_rows,
                                    .out0 = p->row0,
                                    .k = k,
                                    .row0 = s->host_segments[i].row0,
@@ -131,6 +137,8 @@ static int linear(struct device_model *m, const struct cuda_run *run, const stru
     uint32_t n, k, t = s->r.t, ls = (uint32_t)cuda_layer_site(site);
     uint32_t idx = site == SITE_HEAD ? m->site_stride - 1 : layer * CUDA_LAYER_SITES + ls;
     const void *w = site == SITE_HEAD ? m->head.data : m->layers[layer].sites[ls].data;
+    // Where rows of logits lie further apart than the product's, it goes beside them first.
+    float *head_y = run->stride == m->config->vocab_size ? m->logits : m->changed;
     cuda_site_shape(m->config, site, &n, &k);
     *e = (struct cu_expand){.t = t,
                             .n = n,
@@ -163,7 +171,7 @@ static int linear(struct device_model *m, const struct cuda_run *run, const stru
                                .n_real =
                                    site == SITE_HEAD ? run->step->n_logit_rows : run->step->n_rows,
                                .n_rows = s->r.n_rows,
-                               .wide = site == SITE_HEAD ? m->logits : NULL};
+                               .wide = site == SITE_HEAD ? head_y : NULL};
         TRY(cuda_linear_fixed(m, &f, e));
     } else if (t <= CU_SMALL_ROWS) {
         int set = plan_set(run, t);
@@ -178,8 +186,8 @@ static int linear(struct device_model *m, const struct cuda_run *run, const stru
         TRY(cu_gemm_small(&g, m->compute));
     } else {
         bool wide = site == SITE_HEAD;
-        TRY(lt_gemm(m, w, x, wide ? (void *)m->logits : m->y16, t, n, k, wide, m->compute));
-        e->y = wide ? m->logits : NULL;
+        TRY(lt_gemm(m, w, x, wide ? (void *)head_y : m->y16, t, n, k, wide, m->compute));
+        e->y = wide ? head_y : NULL;
         e->y16 = wide ? NULL : m->y16;
         e->v_width = g.s_width = run->v_width;
         if (run->kinds && run->v_width) {
@@ -298,7 +306,7 @@ static int sample(struct device_model *m, const struct cuda_run *run, const stru
         .prev_ids = m->prev_ids,
         .n_rows = head->r.n_rows,
         .bound = n,
-        .stride = m->config->vocab_size,
+        .stride = run->stride,
         .softcap = (float)m->config->logit_softcap,
         .logits = m->logits,
         .changed = m->changed,
@@ -312,6 +320,32 @@ static int sample(struct device_model *m, const struct cuda_run *run, const stru
     return cudaMemcpyAsync(m->prev_ids, s.ids, 4ull * n, cudaMemcpyDeviceToDevice, m->compute);
 }
 
+/* Logits of the tokens that adapters add to the vocabulary, behind the base's. */
+static int added_logits(struct device_model *m, const struct cuda_run *run,
+                        const struct space *head)
+{
+    uint32_t vocab = m->config->vocab_size, d = m->config->d_model;
+    for (uint32_t i = 0; i < head->n_host_segments; i++) {
+        const struct step_segment *s = &head->host_segments[i];
+        const struct cuda_slot *slot = &m->slots[s->slot];
+        for (uint32_t j = 0; j < slot->n_replaced; j++) {
+            const struct cuda_replaced *p = &slot->replaced[j];
+            if (p->site != SITE_HEAD || !p->full || p->full->matrix.n_rows <= vocab)
+                continue;
+            struct cu_replace r = {.x = m->head_h,
+                                   .w = (const uint16_t *)p->full->matrix.data + (size_t)vocab * d,
+                                   .n_out = p->full->matrix.n_rows - vocab,
+                                   .out0 = vocab,
+                                   .k = d,
+                                   .row0 = s->row0,
+                                   .n_rows = s->n_rows,
+                                   .y = {.t = run->logits, .n = run->stride, .y = m->logits}};
+            TRY(cu_replace_rows(&r, m->compute));
+        }
+    }
+    return 0;
+}
+
 static int head_forward(struct device_model *m, const struct cuda_run *run,
                         const struct space *head)
 {
@@ -320,7 +354,9 @@ static int head_forward(struct device_model *m, const struct cuda_run *run,
     TRY(cu_norm_rows(&head->r, run->logits, meta_at(run, run->at.logit_rows), m->x, NULL,
                      m->config->d_model, NULL, &final, m->head_h, m->compute));
     TRY(linear(m, run, head, 0, SITE_HEAD, m->head_h, &e));
-    TRY(cu_logits(&e, m->logits, m->compute));
+    TRY(cu_logits(&e, m->logits, run->stride, m->compute));
+    if (run->stride > m->config->vocab_size)
+        TRY(added_logits(m, run, head));
     return sample(m, run, head);
 }
 

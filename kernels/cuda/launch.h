@@ -237,8 +237,8 @@ struct cu_replace {
 };
 int cu_replace_rows(const struct cu_replace *r, cudaStream_t stream);
 
-/* logits[T, N] float32 = the completed output of the head. */
-int cu_logits(const struct cu_expand *e, float *logits, cudaStream_t stream);
+/* logits[T, N] float32, `stride` apart, = the completed output of the head. */
+int cu_logits(const struct cu_expand *e, float *logits, uint32_t stride, cudaStream_t stream);
 
 /* One logit row's sampling, as the device reads it. */
 struct cu_sample {

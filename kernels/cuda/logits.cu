@@ -12,7 +12,8 @@ namespace
 constexpr int TILES = 4;
 
 template <int NTB, int KINDS>
-__global__ void __launch_bounds__(EXPAND_THREADS) logits_kernel(const cu_expand e, float *logits)
+__global__ void __launch_bounds__(EXPAND_THREADS)
+    logits_kernel(const cu_expand e, float *logits, uint32_t stride)
 {
     __shared__ ExpandShared<NTB, TILES> sm;
     uint32_t t0 = blockIdx.y * NTB * 8, out0 = blockIdx.x * TILES * 16;
@@ -25,20 +26,21 @@ __global__ void __launch_bounds__(EXPAND_THREADS) logits_kernel(const cu_expand 
         if (t >= e.t || out0 + o >= e.n)
             continue;
         float2 v = y.pair(t, out0 + o, o);
-        float *to = logits + (size_t)t * e.n + out0 + o;
+        float *to = logits + (size_t)t * stride + out0 + o;
         to[0] = v.x;
         if (out0 + o + 1 < e.n)
             to[1] = v.y;
     }
 }
 
-template <int NTB> int launch(const cu_expand *e, float *logits, cudaStream_t stream)
+template <int NTB>
+int launch(const cu_expand *e, float *logits, uint32_t stride, cudaStream_t stream)
 {
     dim3 grid((e->n + TILES * 16 - 1) / (TILES * 16), (e->t + NTB * 8 - 1) / (NTB * 8));
     auto kernel = e->kinds == 0   ? logits_kernel<NTB, 0>
                   : e->kinds == 1 ? logits_kernel<NTB, 1>
                                   : logits_kernel<NTB, 2>;
-    return launch_pdl(kernel, grid, dim3(EXPAND_THREADS), 0, stream, *e, logits);
+    return launch_pdl(kernel, grid, dim3(EXPAND_THREADS), 0, stream, *e, logits, stride);
 }
 
 /* A warp an output; the segment's rows one after another. */
@@ -68,13 +70,14 @@ __global__ void replace_kernel(const cu_replace r)
 
 } // namespace
 
-extern "C" int cu_logits(const struct cu_expand *e, float *logits, cudaStream_t stream)
+extern "C" int cu_logits(const struct cu_expand *e, float *logits, uint32_t stride,
+                         cudaStream_t stream)
 {
     if (e->t <= 8)
-        return launch<1>(e, logits, stream);
+        return launch<1>(e, logits, stride, stream);
     if (e->t <= CU_SMALL_ROWS)
-        return launch<2>(e, logits, stream);
-    return launch<8>(e, logits, stream);
+        return launch<2>(e, logits, stride, stream);
+    return launch<8>(e, logits, stride, stream);
 }
 
 extern "C" int cu_replace_rows(const struct cu_replace *r, cudaStream_t stream)

@@ -445,11 +445,15 @@ int cuda_replacement_load(struct backend *be, struct device_model *m, const stru
     if (full->n_dims < 1 || full->n_dims > 2)
         return err_set(err, ERR_REFUSED, "%s: a replacement with %u dimensions", part->module->name,
                        full->n_dims);
-    if (full->n_dims == 2 && full->shape[0] > part->target->d_out)
-        return err_set(err, ERR_REFUSED,
-                       "%s: %llu rows, the base has %u: added tokens are not computed "
-                       "on cuda yet; use --device cpu",
-                       part->module->name, (unsigned long long)full->shape[0], part->target->d_out);
+    const struct model_module *target = part->target;
+    bool grows = target->place.kind == WEIGHT_MATRIX &&
+                 (target->place.site == SITE_EMBED || target->place.site == SITE_HEAD);
+    uint64_t most = grows ? m->max_vocab : target->d_out;
+    if (full->shape[0] < target->d_out || full->shape[0] > most ||
+        (full->n_dims == 2 ? full->shape[1] : 0) != target->d_in)
+        return err_set(err, ERR_REFUSED, "%s: a replacement of %llu rows, want %u to %llu",
+                       part->module->name, (unsigned long long)full->shape[0], target->d_out,
+                       (unsigned long long)most);
     struct device_weight *w = sys_calloc(1, sizeof *w);
     if (!w)
         return err_set(err, ERR_NO_MEMORY, "no memory for a replacement");

@@ -54,6 +54,7 @@ static size_t list_wanted(struct device_model *m, const struct model_config *c,
     uint64_t q_dim = (uint64_t)c->n_heads * c->head_dim, kv = (uint64_t)c->n_kv_heads * c->head_dim;
     uint64_t wide = 2ull * c->d_ff > q_dim + 2 * kv ? 2ull * c->d_ff : q_dim + 2 * kv;
     uint64_t v_rows = rows > 1024 ? rows : 1024;
+    uint64_t max_vocab = c->vocab_size + LIMIT_ADDED_TOKENS;
     uint64_t tiles =
         (c->vocab_size + 63) / 64 > wide / 64 + 1 ? (c->vocab_size + 63) / 64 : wide / 64 + 1;
     size_t n = 0;
@@ -67,9 +68,9 @@ static size_t list_wanted(struct device_model *m, const struct model_config *c,
     WANT(attn, rows * q_dim * 2);
     WANT(act, rows * c->d_ff * 2);
     WANT(head_h, logits * c->d_model * 2);
-    WANT(logits, logits * c->vocab_size * 4);
-    WANT(changed, logits * c->vocab_size * 4);
-    WANT(counts_scratch, logits * c->vocab_size * 4);
+    WANT(logits, logits * max_vocab * 4);
+    WANT(changed, logits * max_vocab * 4);
+    WANT(counts_scratch, logits * max_vocab * 4);
     WANT(v, v_rows * V_COLUMNS * 4);
     WANT(v16, v_rows * V_COLUMNS * 2);
     WANT(trig, 2 * rows * c->rotary_dim * 4);
@@ -184,6 +185,7 @@ int cuda_scratch_open(struct device_model *m, struct err *err)
     m->planes_stride = max_u32(wide, head);
     m->site_stride = c->n_layers * CUDA_LAYER_SITES + 1;
     m->norm_stride = c->n_layers * NORM_COUNT + 1;
+    m->max_vocab = c->vocab_size + LIMIT_ADDED_TOKENS;
     uint64_t v_rows = m->limits.max_rows > 1024 ? m->limits.max_rows : 1024;
     m->v_floats = v_rows * V_COLUMNS;
     uint32_t k_max = max_u32(c->d_ff, max_u32(c->d_model, c->n_heads * c->head_dim));

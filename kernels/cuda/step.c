@@ -223,6 +223,37 @@ static uint32_t graph_rows(const struct device_model *m, const struct step *s)
     return 0;
 }
 
+/* Tokens beyond the base's vocabulary are those of the row's adapter. */
+static int check_tokens(const struct device_model *m, const struct step *s, const int32_t *owner,
+                        struct err *err)
+{
+    for (uint32_t i = 0; i < s->n_rows; i++) {
+        if (s->tokens[i] < (int32_t)m->config->vocab_size)
+            continue;
+        uint32_t rows = owner[i] < 0 ? 0 : m->slots[s->segments[owner[i]].slot].embed_rows;
+        if ((uint32_t)s->tokens[i] >= rows)
+            return err_set(err, ERR_USAGE, "token id %d is outside the vocabulary of %u",
+                           s->tokens[i], m->config->vocab_size);
+    }
+    return 0;
+}
+
+/* A logit row has the vocabulary of its owner's head. */
+static void set_vocabularies(const struct device_model *m, const struct step *s,
+                             const int32_t *head_owner, struct cu_sample *sampling,
+                             struct cuda_run *run)
+{
+    run->stride = m->config->vocab_size;
+    for (uint32_t i = 0; i < s->n_logit_rows; i++) {
+        if (head_owner[i] < 0)
+            continue;
+        uint32_t own = m->slots[s->head_segments[head_owner[i]].slot].vocab;
+        sampling[i].vocab = own ? own : m->config->vocab_size;
+        if (own > run->stride)
+            run->stride = m->max_vocab;
+    }
+}
+
 static int fill_meta(struct device_model *m, struct cuda_flight *f, const struct step *s,
                      struct cuda_run *run, struct err *err)
 {
@@ -264,6 +295,10 @@ static int fill_meta(struct device_model *m, struct cuda_flight *f, const struct
                          AT(int32_t, head_owner), err);
     if (rc)
         return rc;
+    rc = check_tokens(m, s, AT(int32_t, owner), err);
+    if (rc)
+        return rc;
+    set_vocabularies(m, s, AT(int32_t, head_owner), AT(struct cu_sample, sampling), run);
     if (s->n_segments > CU_MAX_SEGMENTS || s->n_head_segments > CU_MAX_SEGMENTS)
         return err_set(err, ERR_LIMIT, "step: %u segments, cuda holds %d", s->n_segments,
                        CU_MAX_SEGMENTS);
@@ -372,7 +407,8 @@ static int launch_recorded(struct device_model *m, const struct cuda_run *run)
 
 static int check_step(struct device_model *m, const struct step *step, struct err *err)
 {
-    int rc = backend_check_step(step, &m->limits, m->config->vocab_size, err);
+    int rc = backend_check_step(
+        step, &m->limits, step->kinds & ADAPTER_FULL ? m->max_vocab : m->config->vocab_size, err);
     uint32_t n_pages = m->n_chunks * m->pages_per_chunk;
     for (uint32_t i = 0; rc == 0 && i < step->n_pages; i++) {
         if (step->pages[i] >= n_pages)
@@ -406,9 +442,9 @@ static int queue_results(struct device_model *m, struct cuda_flight *f, const st
     if (bytes)
         rc = cudaMemcpyAsync(f->results, m->results, bytes, cudaMemcpyDeviceToHost, m->compute);
     if (rc == 0 && step->logits_out && step->n_logit_rows)
-        rc = cudaMemcpyAsync(step->logits_out, m->logits,
-                             (size_t)step->n_logit_rows * m->config->vocab_size * 4,
-                             cudaMemcpyDeviceToHost, m->compute);
+        rc = cudaMemcpy2DAsync(step->logits_out, m->config->vocab_size * 4ull, m->logits,
+                               run->stride * 4ull, m->config->vocab_size * 4ull, step->n_logit_rows,
+                               cudaMemcpyDeviceToHost, m->compute);
     if (rc == 0)
         rc = cudaEventRecord(f->done, m->compute);
     return cuda_check(rc, "queueing a step's results", err);

@@ -33,7 +33,8 @@ struct rig {
     struct step_limits limits;
     uint32_t n_chunks, chunk_end; // adapters take chunks from the end, pages from the start
     uint32_t pages_per_chunk, n_pages, next_page;
-    bool scatter; // hand out pages in a scattered order
+    bool scatter;                                      // hand out pages in a scattered order
+    int (*change)(struct adapter *a, struct err *err); // NULL, or what is done before binding
     uint32_t n_adapters;
     struct rig_adapter adapters[RIG_SLOTS];
 };
@@ -145,6 +146,8 @@ static inline int rig_add_adapter(struct rig *r, const char *path, struct err *e
     if (r->n_adapters == RIG_SLOTS)
         return err_set(err, ERR_LIMIT, "the rig has %d slots", RIG_SLOTS);
     int rc = peft_read(&a->adapter, path, NULL, err);
+    if (rc == 0 && r->change)
+        rc = r->change(a->adapter, err);
     if (rc == 0)
         rc = bind_adapter(&a->bound, a->adapter, r->modules, &r->config, err);
     if (rc == 0)
