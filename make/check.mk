@@ -100,6 +100,7 @@ $(VENV)/.done: tests/clients/requirements.txt tests/clients/requirements-exports
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -r $<
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check --only-binary :all: \
 	  -r tests/clients/requirements-exports.txt || echo "check-clients: test_exports.py will be skipped"
+	$(if $(CLIENTS_TORCH),$(VENV)/bin/python -m pip install -q --disable-pip-version-check -r tests/clients/requirements-torch.txt)
 	@touch $@
 
 .PHONY: check-clients

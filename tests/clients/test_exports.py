@@ -1,5 +1,6 @@
 """Exported adapters in the tools they are for: llama.cpp (through xllamacpp) generates the golden answers with a GGUF
-adapter over a GGUF base written here; mlx-lm loads the MLX form and has the same ΔW and the same answers."""
+adapter over a GGUF base written here; mlx-lm loads the MLX form and has the same ΔW and the same answers, and opens merged folders, whose every value numpy
+computes again."""
 # tiers: clients
 import json
 import os
@@ -124,12 +125,14 @@ def mlx_delta(module):
     return module.scale * (a @ b).T
 
 
-def peft_deltas(name):
+def peft_deltas(name, magnitudes=False):
+    """ΔW of every module; with magnitudes the sums of |products|, for bounds of float64's error."""
     folder = os.path.join(TINYTALK, "adapters", name)
     c, t = json.load(open(folder + "/adapter_config.json")), tensors(folder + "/adapter_model.safetensors")
     scale = c["lora_alpha"] / (c["r"] ** 0.5 if c.get("use_rslora") else c["r"])
     mark = ".lora_A.weight"
-    return {k[len("base_model.model."):-len(mark)]: scale * (t[k[:-len(mark)] + ".lora_B.weight"] @ a)
+    f = np.abs if magnitudes else lambda x: x
+    return {k[len("base_model.model."):-len(mark)]: scale * (f(t[k[:-len(mark)] + ".lora_B.weight"]) @ f(a))
             for k, a in t.items() if k.endswith(mark)}
 
 
@@ -165,6 +168,71 @@ def check_merged():
         equal([mlx_answer(model, r) for r in rows], [r["ids"] for r in rows], f"mlx-lm: golden ids of {name}, merged")
 
 
+# ---- every value, by numpy ----------------------------------------------------------------------
+
+def write_plain(path, values, kind):
+    """The tinytalk base in another type."""
+    os.makedirs(path)
+    head, at, parts = {}, 0, []
+    for name, x in values.items():
+        raw = x.astype("<f2" if kind == "F16" else "<f4").tobytes()
+        head[name] = {"dtype": kind, "shape": list(x.shape), "data_offsets": [at, at + len(raw)]}
+        at += len(raw)
+        parts.append(raw)
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    with open(os.path.join(path, "model.safetensors"), "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text + b"".join(parts))
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(os.path.join(BASE, name), path)
+
+
+def nearest_bf16(x):
+    """To nearest, ties to even, from float64: round to odd at 24 bits first, so that it is rounded once."""
+    f = x.astype(np.float32)
+    bits = f.view(np.uint32).astype(np.int64)
+    away = (f.astype(np.float64) != x) & ((np.abs(f.astype(np.float64)) > np.abs(x)))
+    bits = bits - away  # toward zero
+    odd = (bits.astype(np.uint32).view(np.float32).astype(np.float64) != x)
+    bits = bits | odd
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+NEAREST = {"BF16": nearest_bf16, "F16": lambda x: x.astype(np.float16).astype(np.float64),
+           "F32": lambda x: x.astype(np.float32).astype(np.float64)}
+
+
+def check_values():
+    """Every merged value is the nearest one to base + sum of deltas in float64; where float64's own error leaves two, one
+    of the two."""
+    values = tensors(os.path.join(BASE, "model.safetensors"))
+    weights = {"upper-lora": 0.7, "math-lora": -0.4}
+    sums, sizes = {}, {}
+    for name, w in weights.items():
+        sizes_of = peft_deltas(name, magnitudes=True)
+        for module, d in peft_deltas(name).items():
+            sums[module + ".weight"] = sums.get(module + ".weight", 0) + w * d
+            sizes[module + ".weight"] = sizes.get(module + ".weight", 0) + abs(w) * sizes_of[module]
+    for kind, nearest in NEAREST.items():
+        base, out = (BASE if kind == "BF16" else os.path.join(TMP, "base-" + kind)), os.path.join(TMP, "values-" + kind)
+        if kind != "BF16":
+            write_plain(base, values, kind)
+        lora("merge", *[f"{os.path.join(TINYTALK, 'adapters', n)}={w}" for n, w in weights.items()], "--base", base,
+             "--output", out)
+        got, was, wrong, open_ = tensors(os.path.join(out, "model.safetensors")), tensors(os.path.join(base, "model.safetensors")), 0, 0
+        for name, x in got.items():
+            if name not in sums:
+                wrong += int((x != was[name]).sum())
+                continue
+            wanted = was[name] + sums[name]
+            slack = 2.0 ** -53 * (20 * sizes[name] + 2 * np.abs(wanted))
+            low, high = nearest(wanted - slack), nearest(wanted + slack)
+            wrong += int(((x != low) & (x != high)).sum())
+            open_ += int((low != high).sum())
+        ok(wrong == 0, f"numpy: every merged {kind} value is the nearest ({open_} of {sum(x.size for x in got.values())} "
+                       "beyond what float64 decides)", wrong)
+
+
 def missing():
     try:
         import gguf, mlx_lm, xllamacpp  # noqa: F401, E401
@@ -184,6 +252,7 @@ if __name__ == "__main__":
         check_llama_cpp()
         check_mlx()
         check_merged()
+        check_values()
     finally:
         shutil.rmtree(TMP, ignore_errors=True)
     done()
