@@ -134,6 +134,19 @@ exits 1 "a registry that takes no uploads" push pushreadonly
 like "$ERR" '405: UNSUPPORTED' "…says so"
 exits 1 "a manifest that it does not take" push pushnomanifest
 like "$ERR" 'MANIFEST_INVALID' "…says so"
+ok "a slow registry is waited for" pull slow
+clean slow 4
+exits 1 "a registry that dies in the middle of a pull" pull dies
+like "$ERR" "$HOST" "…is one error that names it"
+clean dies
+wait $STUB 2>/dev/null
+python3 tests/packs/stub_registry.py "$TMP/layout" "$TMP/port2" "$TMP/log" &
+STUB=$!
+port_is_there() { [ -s "$TMP/port2" ]; }
+eventually port_is_there
+ok "…and when it is back the pull goes on" lora pull "localhost:$(cat "$TMP/port2")/fine:v1" --plain-http --store "$TMP/dies" --json
+like "$(json "$OUT" .resumed)" '^[1-9]' "…with what it had received"
+clean dies 4
 kill $STUB
 wait $STUB 2>/dev/null
 exits 1 "a registry that is gone" push pushfine

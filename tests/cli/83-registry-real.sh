@@ -58,6 +58,9 @@ like "$ERR" 'status 404' "…says so"
 if command -v skopeo >/dev/null; then
     ok "skopeo inspects what was pushed" skopeo inspect --raw --tls-verify=false "docker://$HOST/team/math:v1"
     is "$(json "$OUT" .artifactType)" application/vnd.cncf.model.manifest.v1+json "…a ModelPack"
+    ok "skopeo copies what was pushed to a layout" skopeo copy -q --src-tls-verify=false "docker://$HOST/team/math:v1" "oci:$TMP/one-copied:v1"
+    ok "…which is imported" lora import "$TMP/one-copied" --store "$TMP/one-copied-store" --json
+    is "$(json "$OUT" .adapters[0].id)" "$(lora inspect math-lora --json | jsonq .id)" "…the same content"
     ok "skopeo inspects the image form whole" skopeo inspect --tls-verify=false "docker://$HOST/team/upper:image"
     ok "skopeo copies an index to a layout" skopeo copy -q --all --src-tls-verify=false "docker://$HOST/team/all:latest" "oci:$TMP/copied:v1"
     ok "…which is imported" lora import "$TMP/copied" --store "$TMP/copied-store" --json

@@ -118,13 +118,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 data = data[:len(data) // 2]
             elif mode == "long":
                 data = data + b"x"
-            elif mode in ("broken", "brokenstart", "cutalways", "stall"):
+            elif mode in ("broken", "brokenstart", "cutalways", "stall", "slow", "dies"):
                 begin = 0
                 wanted = re.match(r"bytes=(\d+)-$", self.headers.get("Range", ""))
                 if wanted and mode != "brokenstart":
                     begin = int(wanted[1])
                 part = data[begin:]
                 n = nth(mode, self.path)
+                if mode == "slow": # it comes, a little at a time
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    for at in range(0, len(data), len(data) // 40 + 1):
+                        self.wfile.write(data[at:at + len(data) // 40 + 1])
+                        self.wfile.flush()
+                        time.sleep(0.05)
+                    return None
+                if mode == "dies": # half of it is sent, then the registry is gone
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data[:len(data) // 2])
+                    self.wfile.flush()
+                    time.sleep(0.1)
+                    os._exit(9)
                 if mode == "stall" and n == 1: # half of it, and then nothing for long
                     self.send_response(200)
                     self.send_header("Content-Length", str(len(data)))
