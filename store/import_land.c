@@ -340,16 +340,13 @@ static int take_manifest(struct image *x, json_t *manifest, const char *digest, 
     {
         rc = rc ? rc : take_layer(x, file, files, where, err);
     }
-    if (!rc && json_object_set(manifest, "files", files) != 0)
+    if (!rc && (json_object_set(manifest, "files", files) != 0 ||
+                json_object_set_new(manifest, "where", json_string(where)) != 0 ||
+                json_object_set_new(manifest, "digest", json_string(digest)) != 0 ||
+                json_array_append(x->adapters, manifest) != 0))
         rc = err_set(err, ERR_NO_MEMORY, "%s: no memory", x->l->path);
     json_decref(files);
-    if (rc)
-        return rc;
-    json_object_set_new(manifest, "where", json_string(where));
-    json_object_set_new(manifest, "digest", json_string(digest));
-    return json_array_append(x->adapters, manifest) == 0
-               ? 0
-               : err_set(err, ERR_NO_MEMORY, "%s: no memory", x->l->path);
+    return rc;
 }
 
 /* A reference to another manifest of the image: kept until that one lands. */

@@ -113,9 +113,11 @@ static int parse_referrer(const json_t *root, const char *where, enum oci_kind *
         return err && err->code ? err->code : ERR_CORRUPT;
     digest_hex(&d, hex);
     *kind = OCI_KIND_SIGNATURE;
-    return json_object_set_new(*out, "subject", json_string(hex)) == 0
-               ? 0
-               : err_set(err, ERR_NO_MEMORY, "%s: no memory", where);
+    if (json_object_set_new(*out, "subject", json_string(hex)) == 0)
+        return 0;
+    json_decref(*out);
+    *out = NULL;
+    return err_set(err, ERR_NO_MEMORY, "%s: no memory", where);
 }
 
 static int parse_index(const json_t *list, const char *where, json_t **out, struct err *err)

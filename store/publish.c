@@ -191,7 +191,7 @@ static int find_next(const struct publish *p, const json_t *old, bool whole, enu
     *blobs = BLOBS_ALL;
     *next = old ? NULL : json_incref((json_t *)p->manifest);
     if (!old)
-        return 0;
+        return *next ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", p->name);
     bool is_signed = manifest_n_signatures(p->manifest) > 0,
          same = has_same_files(old, p->manifest);
     if (!whole || (is_signed && !same && (p->must_be_signed || !manifest_n_signatures(old))))

@@ -15,6 +15,13 @@ several() {
         lora tag upper-lora upper-lora:v1 --store "$TMP/before" >/dev/null
 }
 baseless() { lora import "$A/upper-lora" "$A/title-lora" --store "$TMP/before" >/dev/null; }
+# A folder that its owner signed, one whose content the store has, and one with the same content in other files.
+K=$ROOT/tests/keys
+SIGNED=$TMP/signed
+cp -r "$A/math-lora" "$SIGNED" && lora sign "$SIGNED" --key "$K/team.pem" -q >/dev/null
+cp -r "$A/upper-lora" "$SIGNED-upper" && lora sign "$SIGNED-upper" --key "$K/team.pem" -q >/dev/null
+cp -r "$A/upper-lora" "$SIGNED-other" && echo "# A card" >"$SIGNED-other/README.md" && lora sign "$SIGNED-other" --key "$K/team.pem" -q >/dev/null
+both() { several && lora sign upper-lora --key "$K/other.pem" --store "$TMP/before" >/dev/null; }
 garbage() { several && lora rm title-lora --store "$TMP/before" >/dev/null && lora rm tinytalk --store "$TMP/before" >/dev/null; }
 no_index() { several && rm -f "$TMP/before"/index.db*; }
 
@@ -29,6 +36,11 @@ ABOUT=shout crash_case "tag" several -- lora tag upper-lora shout:loud
 ABOUT=upper-lora crash_case "tag with --force" several -- lora tag title-lora upper-lora --force
 ABOUT=upper-lora MAY_BE_DONE=1 crash_case "rm" several -- lora rm upper-lora
 crash_case "a base that becomes known" baseless -- lora import "$A/upper-lora" --base "$TINYTALK/base"
+crash_case "sign" several -- lora sign upper-lora --key "$K/team.pem"
+crash_case "sign beside another signature" both -- lora sign upper-lora --key "$K/team.pem"
+ABOUT=math crash_case "import with a signature" several -- lora import "$SIGNED" --name math
+crash_case "a signature for content that is there" both -- lora import "$SIGNED-upper" --name upper-lora
+crash_case "signed files in the place of others" several -- lora import "$SIGNED-other" --name upper-lora
 crash_case "gc" garbage -- lora gc --grace 0
 crash_case "fsck of a sound store" several -- lora fsck --repair
 BROKEN_BEFORE=1 crash_case "fsck that rebuilds the index" no_index -- lora fsck --repair

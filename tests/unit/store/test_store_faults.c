@@ -5,6 +5,7 @@
 #include "libcore/base/file.h"
 #include "store/fsck.h"
 #include "store/gc.h"
+#include "store/signed.h"
 
 /*
  * Every operation is made to fail at its first, second, … n-th call for memory or to the file
@@ -51,6 +52,21 @@ static int tag_op(struct store *s, struct err *err)
 {
     bool same;
     return store_tag(s, "more", "v1", fake_id(1), false, &same, err);
+}
+
+/* Signing reads a key: with libcrypto's own memory, which is not failed here. */
+static int sign_op(struct store *s, struct err *err)
+{
+    char path[4300];
+    bool same;
+    struct sign_key *key;
+    struct signed_report report;
+    snprintf(path, sizeof path, "%s/tests/keys/team.pem", test_root());
+    int rc = sign_key_read_private(&key, path, err);
+    if (!rc)
+        rc = signed_sign(s, fake_id(1), "one", key, false, &same, &report, err);
+    sign_key_free(key);
+    return rc;
 }
 
 static int rm_op(struct store *s, struct err *err)
@@ -197,6 +213,7 @@ SWEEP(importing, import_op)
 SWEEP(recording_a_base, record_base_op)
 SWEEP(importing_with_force, force_op)
 SWEEP(tagging, tag_op)
+SWEEP(signing, sign_op)
 SWEEP(removing, rm_op)
 SWEEP(collecting, gc_op)
 SWEEP(listing, list_op)
