@@ -66,7 +66,7 @@ CMD := \
   $(addprefix cmd/,main cmd model_ref options options_sources options_value help help_man pack_overlay progress table) \
   $(addprefix cmd/,inspect_info inspect_map inspect_print report) \
   $(addprefix cmd/cmd_,import inspect merge diff serve list run bench tag rm gc fsck export extract resize prompt tokenize env completion version help) \
-  $(addprefix cmd/,base_ref cache_folder import_initial merge_base made_adapter merge_combine merge_explain merge_inputs run_answer run_logits run_prompt) \
+  $(addprefix cmd/,base_ref cache_folder import_initial merge_base made_adapter output_folder merge_combine merge_explain merge_inputs run_answer run_logits run_prompt) \
   $(addprefix cmd/cmd_,pack pull push sign verify) cmd/signing \
   $(addprefix cmd/bench/,bench_adapters bench_layer bench_mix bench_model bench_steps bench_traffic report_steps \
     report_traffic) \

@@ -1,14 +1,12 @@
 /*
  * lora export: an adapter as a folder that other tools read.
  */
-#include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "cmd/cmd.h"
 #include "cmd/model_ref.h"
+#include "cmd/output_folder.h"
 #include "libcore/base/file.h"
-#include "libcore/base/strbuf.h"
 #include "libcore/base/sys.h"
 #include "libcore/adapter/bake.h"
 #include "libcore/format/checkpoint.h"
@@ -212,40 +210,18 @@ static int write_files(struct cmd_context *ctx, struct store *s, const char *id,
     return rc;
 }
 
-/* The folder appears by rename when it is complete; --force puts it in the place of what is there.
- */
-static int put_in_place(struct cmd_context *ctx, const char *work, struct err *err)
+struct export
 {
-    if (ctx->force && file_exists(output)) {
-        int rc = file_remove_tree(output, err);
-        if (rc)
-            return rc;
-    }
-    if (sys_rename_noreplace(work, output) == 0)
-        return 0;
-    return err_set_errno(err, errno, "%s: cannot be made", output);
-}
+    struct cmd_context *ctx;
+    struct store *s;
+    const char *id;
+    json_t *written;
+};
 
-static int export_folder(struct cmd_context *ctx, struct store *s, const char *id, json_t *written,
-                         struct err *err)
+static int fill(void *arg, const char *folder, struct err *err)
 {
-    struct strbuf work;
-    strbuf_init(&work);
-    size_t n = strlen(output);
-    while (n > 1 && output[n - 1] == '/')
-        n--;
-    strbuf_addf(&work, "%.*s.%ld.tmp", (int)n, output, (long)getpid());
-    const char *folder = strbuf_text(&work);
-    int rc = work.failed ? err_set(err, ERR_NO_MEMORY, "%s: no memory", output)
-                         : file_make_folders(folder, err);
-    if (!rc)
-        rc = write_files(ctx, s, id, folder, written, err);
-    if (!rc)
-        rc = put_in_place(ctx, folder, err);
-    if (rc)
-        file_remove_tree(folder, NULL);
-    strbuf_release(&work);
-    return rc;
+    const struct export *x = arg;
+    return write_files(x->ctx, x->s, x->id, folder, x->written, err);
 }
 
 static int export_adapter(struct cmd_context *ctx, struct store *s, const char *ref,
@@ -262,8 +238,9 @@ static int export_adapter(struct cmd_context *ctx, struct store *s, const char *
     if (!rc) // gc must not take it meanwhile
         rc = lease_open(&lease, s, "export", &id, 1, err);
     json_t *written = json_array();
+    struct export x = {ctx, s, r.id, written};
     if (!rc)
-        rc = export_folder(ctx, s, r.id, written, err);
+        rc = output_folder_make(ctx, output, fill, &x, err);
     if (!rc && ctx->json)
         cmd_print_json(json_pack("{s:s, s:s, s:s, s:O}", "id", r.id, "format", format, "output",
                                  output, "files", written));
@@ -278,12 +255,10 @@ static int run(struct cmd_context *ctx, struct err *err)
 {
     if (!output)
         return err_set(err, ERR_USAGE, "--output DIR is missing");
-    if (file_exists(output) && !ctx->force) {
-        cmd_hint("--force puts the export in its place");
-        return err_set(err, ERR_EXISTS, "%s: is there already", output);
-    }
     struct store *s;
-    int rc = cmd_store_open(ctx, false, &s, err);
+    int rc = output_folder_check(ctx, output, "the export", err);
+    if (!rc)
+        rc = cmd_store_open(ctx, false, &s, err);
     if (rc)
         return rc;
     rc = export_adapter(ctx, s, ctx->args[0], err);

@@ -80,11 +80,8 @@ static int tell(const struct cmd_context *ctx, const struct extract_report *r, j
         cmd_print_json(json_incref(info));
         return 0;
     }
-    if (ctx->quiet) {
-        const char *id = json_string_value(json_object_get(info, "id"));
-        puts(id ? id : output);
+    if (made_print_id(ctx, info))
         return 0;
-    }
     int rc = made_print_modules(&r->factors, err);
     for (size_t i = 0; i < r->n_saved; i++)
         printf("%s %s", i ? "," : "whole, in modules_to_save:", r->saved[i]);
@@ -166,37 +163,11 @@ static const struct option options[] = {
      .value = &tuned_ref,
      .value_name = "REF",
      .help = "The tuned model: a base of the store, or its folder."},
-    {.long_name = "rank",
-     .type = OPTION_INT,
-     .value = &rank,
-     .value_name = "K",
-     .min = 1,
-     .max = LIMIT_RANK,
-     .help = "The rank of every linear weight that differs."},
-    {.long_name = "energy",
-     .type = OPTION_DOUBLE,
-     .value = &energy,
-     .value_name = "E",
-     .given = &energy_given,
-     .help = "The lowest ranks that keep this share of each difference's squared norm, as 0.99."},
-    {.long_name = "name",
-     .type = OPTION_STRING,
-     .value = &name,
-     .value_name = "NAME[:TAG]",
-     .help = "The adapter's name in the store."},
-    {.long_name = "output",
-     .short_name = 'o',
-     .type = OPTION_STRING,
-     .value = &output,
-     .value_name = "DIR",
-     .help = "A PEFT folder of it; with --name as well, without it instead."},
-    {.long_name = "threads",
-     .type = OPTION_INT,
-     .value = &n_threads,
-     .value_name = "N",
-     .min = 0,
-     .max = 256,
-     .help = "Threads that compute; 0: all processors. The bytes do not depend on it."},
+    MADE_SIZE_ROWS(
+        &rank, "The rank of every linear weight that differs.", &energy, &energy_given,
+        "The lowest ranks that keep this share of each difference's squared norm, as 0.99."),
+    MADE_PLACE_ROWS(&name, "The adapter's name in the store.", &output),
+    MADE_THREADS_ROW(&n_threads),
     CMD_LOCK_TIMEOUT_ROW,
     {0},
 };

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "cmd/cmd.h"
+#include "cmd/made_adapter.h"
 #include "cmd/merge_base.h"
 #include "cmd/merge_combine.h"
 #include "cmd/merge_explain.h"
@@ -226,13 +227,7 @@ static const struct option options[] = {
      .help =
          "Of a base in 8-bit floats: keep them (a scale changes only where its values would not "
          "fit), or write them all as BF16."},
-    {.long_name = "threads",
-     .type = OPTION_INT,
-     .value = &n_threads,
-     .value_name = "N",
-     .min = 0,
-     .max = 256,
-     .help = "Threads that compute; 0: all processors. The bytes do not depend on it."},
+    MADE_THREADS_ROW(&n_threads),
     {.long_name = "device",
      .type = OPTION_STRING,
      .value = &device,

@@ -40,11 +40,8 @@ static int tell(const struct cmd_context *ctx, const struct combine_report *r, j
         cmd_print_json(json_incref(info));
         return 0;
     }
-    if (ctx->quiet) {
-        const char *id = json_string_value(json_object_get(info, "id"));
-        puts(id ? id : output);
+    if (made_print_id(ctx, info))
         return 0;
-    }
     int rc = made_print_modules(r, err);
     made_print(info);
     return rc;
@@ -108,37 +105,10 @@ static int run(struct cmd_context *ctx, struct err *err)
 }
 
 static const struct option options[] = {
-    {.long_name = "rank",
-     .type = OPTION_INT,
-     .value = &rank,
-     .value_name = "K",
-     .min = 1,
-     .max = LIMIT_RANK,
-     .help = "The rank of every module, where it has as many."},
-    {.long_name = "energy",
-     .type = OPTION_DOUBLE,
-     .value = &energy,
-     .value_name = "E",
-     .given = &energy_given,
-     .help = "The lowest ranks that keep this share of each module's squared norm, as 0.99."},
-    {.long_name = "name",
-     .type = OPTION_STRING,
-     .value = &name,
-     .value_name = "NAME[:TAG]",
-     .help = "The new adapter's name in the store."},
-    {.long_name = "output",
-     .short_name = 'o',
-     .type = OPTION_STRING,
-     .value = &output,
-     .value_name = "DIR",
-     .help = "A PEFT folder of it; with --name as well, without it instead."},
-    {.long_name = "threads",
-     .type = OPTION_INT,
-     .value = &n_threads,
-     .value_name = "N",
-     .min = 0,
-     .max = 256,
-     .help = "Threads that compute; 0: all processors. The bytes do not depend on it."},
+    MADE_SIZE_ROWS(&rank, "The rank of every module, where it has as many.", &energy, &energy_given,
+                   "The lowest ranks that keep this share of each module's squared norm, as 0.99."),
+    MADE_PLACE_ROWS(&name, "The new adapter's name in the store.", &output),
+    MADE_THREADS_ROW(&n_threads),
     CMD_LOCK_TIMEOUT_ROW,
     {0},
 };

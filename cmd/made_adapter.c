@@ -1,13 +1,9 @@
 #include "cmd/made_adapter.h"
 
-#include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "cmd/output_folder.h"
 #include "cmd/table.h"
-#include "libcore/base/file.h"
-#include "libcore/base/strbuf.h"
-#include "libcore/base/sys.h"
 #include "libcore/format/peft.h"
 
 int made_check(const struct cmd_context *ctx, const struct made_options *opt, struct err *err)
@@ -15,50 +11,16 @@ int made_check(const struct cmd_context *ctx, const struct made_options *opt, st
     char name[LIMIT_NAME_BYTES + 1], tag[STORE_TAG_BYTES + 1];
     if (!opt->name && !opt->output)
         return err_set(err, ERR_USAGE, "--name NAME is missing: what the new adapter is called");
-    if (opt->output && file_exists(opt->output) && !ctx->force) {
-        cmd_hint("--force puts the new adapter in its place");
-        return err_set(err, ERR_EXISTS, "%s: is there already", opt->output);
-    }
+    int rc = opt->output ? output_folder_check(ctx, opt->output, "the new adapter", err) : 0;
     // Whether the name is in use for other content, the end of the work shows.
-    return opt->name ? store_parse_name(opt->name, name, tag, err) : 0;
+    return rc || !opt->name ? rc : store_parse_name(opt->name, name, tag, err);
 }
 
 // ---- the folder --------------------------------------------------------------------------------
 
-/* --force puts it in the place of what is there. */
-static int put_in_place(const struct cmd_context *ctx, const char *work, const char *output,
-                        struct err *err)
+static int write_peft(void *arg, const char *folder, struct err *err)
 {
-    if (ctx->force && file_exists(output)) {
-        int rc = file_remove_tree(output, err);
-        if (rc)
-            return rc;
-    }
-    if (sys_rename_noreplace(work, output) == 0)
-        return 0;
-    return err_set_errno(err, errno, "%s: cannot be made", output);
-}
-
-static int put_folder(const struct cmd_context *ctx, const struct adapter *a, const char *output,
-                      struct err *err)
-{
-    struct strbuf work;
-    strbuf_init(&work);
-    size_t n = strlen(output);
-    while (n > 1 && output[n - 1] == '/')
-        n--;
-    strbuf_addf(&work, "%.*s.%ld.tmp", (int)n, output, (long)getpid());
-    const char *folder = strbuf_text(&work);
-    int rc = work.failed ? err_set(err, ERR_NO_MEMORY, "%s: no memory", output)
-                         : file_make_folders(folder, err);
-    if (!rc)
-        rc = peft_write(a, folder, err);
-    if (!rc)
-        rc = put_in_place(ctx, folder, output, err);
-    if (rc)
-        file_remove_tree(folder, NULL);
-    strbuf_release(&work);
-    return rc;
+    return peft_write(arg, folder, err);
 }
 
 // ---- the store ---------------------------------------------------------------------------------
@@ -118,7 +80,7 @@ int made_put(const struct cmd_context *ctx, struct store *s, const struct adapte
             "--name takes another name; --force takes this one (the old content stays in `lora "
             "tag --history`)");
     if (!rc && opt->output)
-        rc = put_folder(ctx, a, opt->output, err);
+        rc = output_folder_make(ctx, opt->output, write_peft, (void *)(uintptr_t)a, err);
     if (!rc && opt->output)
         json_object_set_new(info, "output", json_string(opt->output));
     return rc;
@@ -182,4 +144,12 @@ void made_print(const json_t *info)
                table_bytes(bytes, (uint64_t)json_integer_value(json_object_get(info, "bytes"))));
     if (output)
         printf("written to %s\n", output);
+}
+
+bool made_print_id(const struct cmd_context *ctx, const json_t *info)
+{
+    const char *id = json_string_value(json_object_get(info, "id"));
+    if (ctx->quiet)
+        puts(id ? id : json_string_value(json_object_get(info, "output")));
+    return ctx->quiet;
 }

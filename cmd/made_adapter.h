@@ -32,5 +32,38 @@ json_t *made_modules_json(const struct combine_report *r);
 int made_print_modules(const struct combine_report *r, struct err *err);
 /* "added x  0123456789ab  1.2 MB": from made_put()'s info. */
 void made_print(const json_t *info);
+/* With -q: its id, or its folder when it is in no store; true: that was all. */
+bool made_print_id(const struct cmd_context *ctx, const json_t *info);
+
+/* Rows of the commands' option tables. */
+#define MADE_SIZE_ROWS(rank_to, rank_text, energy_to, given_to, energy_text)                       \
+    {.long_name = "rank",                                                                          \
+     .type = OPTION_INT,                                                                           \
+     .value = (rank_to),                                                                           \
+     .value_name = "K",                                                                            \
+     .min = 1,                                                                                     \
+     .max = LIMIT_RANK,                                                                            \
+     .help = (rank_text)},                                                                         \
+    {                                                                                              \
+        .long_name = "energy", .type = OPTION_DOUBLE, .value = (energy_to), .value_name = "E",     \
+        .given = (given_to), .help = (energy_text)                                                 \
+    }
+#define MADE_PLACE_ROWS(name_to, name_text, output_to)                                             \
+    {.long_name = "name",                                                                          \
+     .type = OPTION_STRING,                                                                        \
+     .value = (name_to),                                                                           \
+     .value_name = "NAME[:TAG]",                                                                   \
+     .help = (name_text)},                                                                         \
+    {                                                                                              \
+        .long_name = "output", .short_name = 'o', .type = OPTION_STRING, .value = (output_to),     \
+        .value_name = "DIR",                                                                       \
+        .help = "A PEFT folder of it; with --name as well, without it instead."                    \
+    }
+#define MADE_THREADS_ROW(to)                                                                       \
+    {                                                                                              \
+        .long_name = "threads", .type = OPTION_INT, .value = (to), .value_name = "N", .min = 0,    \
+        .max = 256,                                                                                \
+        .help = "Threads that compute; 0: all processors. The bytes do not depend on it."          \
+    }
 
 #endif

@@ -132,10 +132,8 @@ static int tell(const struct combining *c, const struct combine_report *r, json_
     }
     if (m->differs)
         fprintf(stderr, "note: --compat %s, method %s: %s\n", c->opt->compat, m->name, m->differs);
-    if (c->ctx->quiet) {
-        puts(json_string_value(json_object_get(info, "id")));
+    if (made_print_id(c->ctx, info))
         return 0;
-    }
     int rc = made_print_modules(r, err);
     if (r->n_taken_over)
         printf("%zu modules have whole weights, biases or rows that were taken over as they are\n",

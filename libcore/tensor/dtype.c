@@ -219,98 +219,80 @@ uint8_t dtype_f32_to_f8_e5m2(float v)
         return true;                                                                               \
     } while (0)
 
+/* All types as out_type, whose own is `same`; those of 16 and 8 bits are float32 numbers. */
+#define ROWS_FROM_ALL(out_type, same)                                                              \
+    if (t == (same)) {                                                                             \
+        memcpy(dst, src, n * sizeof(out_type));                                                    \
+        return true;                                                                               \
+    }                                                                                              \
+    switch (t) {                                                                                   \
+    case DTYPE_F64:                                                                                \
+        ROWS(double, out_type, (out_type));                                                        \
+    case DTYPE_F32:                                                                                \
+        ROWS(float, out_type, (out_type));                                                         \
+    case DTYPE_F16:                                                                                \
+        ROWS(uint16_t, out_type, dtype_f16_to_f32);                                                \
+    case DTYPE_BF16:                                                                               \
+        ROWS(uint16_t, out_type, dtype_bf16_to_f32);                                               \
+    case DTYPE_F8_E4M3:                                                                            \
+        ROWS(uint8_t, out_type, dtype_f8_e4m3_to_f32);                                             \
+    case DTYPE_F8_E5M2:                                                                            \
+        ROWS(uint8_t, out_type, dtype_f8_e5m2_to_f32);                                             \
+    default:                                                                                       \
+        return false;                                                                              \
+    }
+
 bool dtype_to_f32(enum dtype t, const void *src, float *dst, size_t n)
 {
-    switch (t) {
-    case DTYPE_F64:
-        ROWS(double, float, (float));
-    case DTYPE_F32:
-        memcpy(dst, src, n * sizeof *dst);
-        return true;
-    case DTYPE_F16:
-        ROWS(uint16_t, float, dtype_f16_to_f32);
-    case DTYPE_BF16:
-        ROWS(uint16_t, float, dtype_bf16_to_f32);
-    case DTYPE_F8_E4M3:
-        ROWS(uint8_t, float, dtype_f8_e4m3_to_f32);
-    case DTYPE_F8_E5M2:
-        ROWS(uint8_t, float, dtype_f8_e5m2_to_f32);
-    default:
-        return false;
-    }
-}
-
-bool dtype_from_f32(enum dtype t, const float *src, void *dst, size_t n)
-{
-    switch (t) {
-    case DTYPE_F64:
-        ROWS(float, double, (double));
-    case DTYPE_F32:
-        memcpy(dst, src, n * sizeof *src);
-        return true;
-    case DTYPE_F16:
-        ROWS(float, uint16_t, dtype_f32_to_f16);
-    case DTYPE_BF16:
-        ROWS(float, uint16_t, dtype_f32_to_bf16);
-    case DTYPE_F8_E4M3:
-        ROWS(float, uint8_t, dtype_f32_to_f8_e4m3);
-    case DTYPE_F8_E5M2:
-        ROWS(float, uint8_t, dtype_f32_to_f8_e5m2);
-    default:
-        return false;
-    }
+    ROWS_FROM_ALL(float, DTYPE_F32);
 }
 
 bool dtype_to_f64(enum dtype t, const void *src, double *dst, size_t n)
 {
-    switch (t) {
-    case DTYPE_F64:
-        memcpy(dst, src, n * sizeof *dst);
-        return true;
-    case DTYPE_F32:
-        ROWS(float, double, (double));
-    case DTYPE_F16:
-        ROWS(uint16_t, double, dtype_f16_to_f32);
-    case DTYPE_BF16:
-        ROWS(uint16_t, double, dtype_bf16_to_f32);
-    case DTYPE_F8_E4M3:
-        ROWS(uint8_t, double, dtype_f8_e4m3_to_f32);
-    case DTYPE_F8_E5M2:
-        ROWS(uint8_t, double, dtype_f8_e5m2_to_f32);
-    default:
-        return false;
-    }
+    ROWS_FROM_ALL(double, DTYPE_F64);
 }
 
-static uint8_t f64_to_e4m3(double v)
+static uint8_t dtype_f64_to_f8_e4m3(double v)
 {
     return (uint8_t)round_to(&e4m3_layout, v);
 }
 
-static uint8_t f64_to_e5m2(double v)
+static uint8_t dtype_f64_to_f8_e5m2(double v)
 {
     return (uint8_t)round_to(&e5m2_layout, v);
 }
 
+/* in_type (f32 or f64, by `from`) as any type, rounded once. */
+#define ROWS_TO_ALL(in_type, from, same)                                                           \
+    if (t == (same)) {                                                                             \
+        memcpy(dst, src, n * sizeof(in_type));                                                     \
+        return true;                                                                               \
+    }                                                                                              \
+    switch (t) {                                                                                   \
+    case DTYPE_F64:                                                                                \
+        ROWS(in_type, double, (double));                                                           \
+    case DTYPE_F32:                                                                                \
+        ROWS(in_type, float, (float));                                                             \
+    case DTYPE_F16:                                                                                \
+        ROWS(in_type, uint16_t, from##_to_f16);                                                    \
+    case DTYPE_BF16:                                                                               \
+        ROWS(in_type, uint16_t, from##_to_bf16);                                                   \
+    case DTYPE_F8_E4M3:                                                                            \
+        ROWS(in_type, uint8_t, from##_to_f8_e4m3);                                                 \
+    case DTYPE_F8_E5M2:                                                                            \
+        ROWS(in_type, uint8_t, from##_to_f8_e5m2);                                                 \
+    default:                                                                                       \
+        return false;                                                                              \
+    }
+
+bool dtype_from_f32(enum dtype t, const float *src, void *dst, size_t n)
+{
+    ROWS_TO_ALL(float, dtype_f32, DTYPE_F32);
+}
+
 bool dtype_from_f64(enum dtype t, const double *src, void *dst, size_t n)
 {
-    switch (t) {
-    case DTYPE_F64:
-        memcpy(dst, src, n * sizeof *src);
-        return true;
-    case DTYPE_F32:
-        ROWS(double, float, (float));
-    case DTYPE_F16:
-        ROWS(double, uint16_t, dtype_f64_to_f16);
-    case DTYPE_BF16:
-        ROWS(double, uint16_t, dtype_f64_to_bf16);
-    case DTYPE_F8_E4M3:
-        ROWS(double, uint8_t, f64_to_e4m3);
-    case DTYPE_F8_E5M2:
-        ROWS(double, uint8_t, f64_to_e5m2);
-    default:
-        return false;
-    }
+    ROWS_TO_ALL(double, dtype_f64, DTYPE_F64);
 }
 
 /* Finds the first value whose masked bits reach `limit`: exponent all ones, or e4m3's one NaN. */
