@@ -61,7 +61,9 @@ static void note_json(struct session *x, const char *path, const struct import_r
                   r->id, "state", state_name(r), "path", path, "bytes", (json_int_t)r->bytes,
                   "files", (int)r->n_files, "warnings", r->warnings);
     if (r->kind == STORE_ADAPTER)
-        json_object_set_new(row, "base_id", *r->base_id ? json_string(r->base_id) : json_null());
+        json_object_update_new(row, json_pack("{s:i, s:o}", "signatures", (int)r->n_signatures,
+                                              "base_id",
+                                              *r->base_id ? json_string(r->base_id) : json_null()));
     else
         json_object_set_new(row, "by_reference", json_boolean(r->by_reference));
     json_array_append_new(r->kind == STORE_ADAPTER ? x->adapters : x->bases, row);

@@ -41,12 +41,12 @@ static void take_row(void *arg, const char *where, const struct import_result *r
     size_t i;
     json_t *warning;
     char bytes[TABLE_CELL_BYTES];
-    json_array_append_new(x->adapters,
-                          json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:i,s:O,s:o}", "name", r->name, "tag",
-                                    r->tag, "id", r->id, "state", states[r->state], "path", where,
-                                    "bytes", (json_int_t)r->bytes, "files", (int)r->n_files,
-                                    "warnings", r->warnings, "base_id",
-                                    *r->base_id ? json_string(r->base_id) : json_null()));
+    json_array_append_new(
+        x->adapters,
+        json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:i,s:i,s:O,s:o}", "name", r->name, "tag", r->tag, "id",
+                  r->id, "state", states[r->state], "path", where, "bytes", (json_int_t)r->bytes,
+                  "files", (int)r->n_files, "signatures", (int)r->n_signatures, "warnings",
+                  r->warnings, "base_id", *r->base_id ? json_string(r->base_id) : json_null()));
     if (x->ctx->json)
         return;
     json_array_foreach(r->warnings, i, warning)

@@ -79,6 +79,12 @@ static void add_facts(struct strbuf *sb, const json_t *info)
     }
     if (*text(info, "source"))
         add_fact(sb, "imported from", text(info, "source"));
+    size_t i;
+    json_t *signature;
+    json_array_foreach(json_object_get(info, "signatures"), i, signature)
+    {
+        add_fact(sb, "signature by key", text(signature, "key"));
+    }
     strbuf_adds(sb, "</table>\n");
 }
 

@@ -52,6 +52,7 @@ struct import_result {
     enum publish_state state;
     uint64_t bytes; // of its files
     uint32_t n_files;
+    uint32_t n_signatures; // adapters: that came with it and are of its files
     bool by_reference;
     json_t *warnings; // array of strings; released by import_result_release()
 };

@@ -299,6 +299,7 @@ static int judge_files(struct job *j, struct import_signatures *all, const struc
         files[i] = (struct signed_file){
             .name = f->names[i], .digest = f->published[i].digest, .path = f->published[i].tmp};
     int rc = import_signatures_judge(all, files, f->n, j->opt, j->path, j->out->warnings, err);
+    j->out->n_signatures = import_signatures_n(all);
     sys_free(files);
     return rc;
 }
@@ -427,6 +428,7 @@ static int judge_in_place(struct job *j, const struct peft_files *files, struct 
         all[i] = (struct signed_file){.name = files->items[i].name, .path = files->items[i].path};
     int rc =
         import_signatures_judge(&j->found, all, files->n, j->opt, j->path, j->out->warnings, err);
+    j->out->n_signatures = import_signatures_n(&j->found);
     sys_free(all);
     return rc;
 }

@@ -65,6 +65,7 @@ struct signed_file;
 int import_signatures_judge(struct import_signatures *all, const struct signed_file *files,
                             size_t n_files, const struct import_options *opt, const char *where,
                             json_t *warnings, struct err *err);
+uint32_t import_signatures_n(const struct import_signatures *all); // that are kept
 /* Writes the kept ones into a work folder, and their digests into the manifest. */
 int import_signatures_keep(struct import_signatures *all, const char *folder, json_t *manifest,
                            struct err *err);

@@ -90,6 +90,14 @@ int import_signatures_judge(struct import_signatures *all, const struct signed_f
                    where);
 }
 
+uint32_t import_signatures_n(const struct import_signatures *all)
+{
+    uint32_t n = 0;
+    for (size_t i = 0; i < all->n; i++)
+        n += all->items[i].kept;
+    return n;
+}
+
 static int keep_one(struct import_signature *s, const char *folder, size_t number, json_t *manifest,
                     struct err *err)
 {

@@ -150,7 +150,8 @@ exits 4 "…as the signer's that was asked for" lora verify "$TMP/out" --key "$K
 exits 4 "in another form it is not what was signed" lora export math-lora --output "$TMP/mlx" --format mlx --signer "$KEYS/team.pub"
 ok "…nor is a signature written" lora export math-lora --output "$TMP/mlx" --format mlx
 not_ok "…there is none" test -e "$TMP/mlx/model.sig"
-ok "an export is imported with its signature" lora import "$TMP/out" --store "$TMP/again" --require-signature "$KEYS/team.pub"
+ok "an export is imported with its signature" lora import "$TMP/out" --store "$TMP/again" --require-signature "$KEYS/team.pub" --json
+is "$(json "$OUT" .adapters[0].signatures)" 1 "…as --json says"
 ok "…which holds there" lora verify out --store "$TMP/again" --key "$KEYS/team.pub"
 
 for form in tar tar.zst tar.gz zip oci oci.tar; do
