@@ -50,7 +50,7 @@ LIBCORE := \
     fair kv_cache prefix_cache scheduler sequence trace) \
   libcore/backend
 KERNELS := \
-  $(addprefix kernels/,choices image loaded registry sites) \
+  $(addprefix kernels/,choices image loaded registry segment_order sites) \
   $(addprefix kernels/cpu/,access activation adapter attention backend_cpu bandwidth embed gain_bias gemm math matrix \
     merge_delta model moe norm rope sample scratch sgmv_expand sgmv_shrink step) \
   $(addprefix kernels/cpu/isa/,isa isa_amx isa_avx2 isa_avx512 isa_plain)

@@ -44,7 +44,7 @@ NVCC      ?= $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 
 CUDA_ARCH ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_89,code=sm_89 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
 CUDA_HOME  = $(patsubst %/bin/,%,$(dir $(NVCC)))
 CUDA_SRC  := $(sort $(wildcard kernels/cuda/*.cu))
-CUDA_C    := $(sort $(wildcard kernels/cuda/*.c)) kernels/choices.c kernels/image.c kernels/loaded.c
+CUDA_C    := $(sort $(wildcard kernels/cuda/*.c)) kernels/choices.c kernels/image.c kernels/loaded.c kernels/segment_order.c
 CUDA_OBJ  := $(CUDA_SRC:%.cu=$(B)/%.cu.o) $(CUDA_C:%.c=$(B)/%.cuda.o)
 
 cuda: ## the CUDA back end: build/lora_cuda.so (needs nvcc)

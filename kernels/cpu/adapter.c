@@ -17,7 +17,7 @@ enum { IMAGE_MAGIC = 0x4C50414C };
 
 struct image_header {
     uint32_t magic, layout, n_records, kinds;
-    uint64_t size;
+    uint64_t size, key;
 };
 
 struct image_record {
@@ -265,7 +265,8 @@ int cpu_adapter_pack(struct backend *be, const struct device_model *m,
             at += 1 + is_tied_rows(m, &b->parts[i]);
         }
         qsort(records, n, sizeof *records, compare_records);
-        struct image_header h = {IMAGE_MAGIC, CPU_LAYOUT_VERSION, n, b->kinds, size};
+        struct image_header h = {IMAGE_MAGIC, CPU_LAYOUT_VERSION, n, b->kinds,
+                                 size,        segment_key(b)};
         memcpy(image, &h, sizeof h);
         memcpy((char *)image + sizeof h, records, n * sizeof *records);
     }
@@ -434,6 +435,7 @@ int cpu_adapter_load(struct backend *be, struct device_model *m, uint32_t slot, 
     atomic_store(&s->state, ADAPTER_LOADING);
     s->n_parts = h.n_records;
     s->kinds = h.kinds;
+    s->key = h.key;
     rc = allocate_slot(m, s, n_chunks, err);
     for (uint32_t i = 0; rc == 0 && i < n_chunks; i++) {
         uint64_t at = (uint64_t)i * BACKEND_CHUNK_BYTES;

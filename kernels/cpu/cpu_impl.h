@@ -15,11 +15,12 @@
 #include "kernels/cpu/isa/isa.h"
 #include "kernels/loaded.h"
 #include "kernels/ops.h"
+#include "kernels/segment_order.h"
 #include "kernels/sites.h"
 #include "libcore/base/thread.h"
 
 enum {
-    CPU_LAYOUT_VERSION = 2,
+    CPU_LAYOUT_VERSION = 3,
     CPU_IN_FLIGHT = 2,
     CPU_SITE_PARTS = 3,
     CPU_ALIGN = 64,
@@ -110,6 +111,7 @@ struct cpu_part {
 
 struct cpu_slot {
     _Atomic int state; // enum adapter_state
+    uint64_t key;      // segment_key()
     unsigned kinds;
     uint32_t n_parts;
     struct cpu_part *parts;

@@ -193,16 +193,15 @@ static int set_owners(struct device_model *m, const struct step_segment *g, uint
     return 0;
 }
 
-static int check_tokens(const struct device_model *m, const struct step *step, const int32_t *owner,
-                        struct err *err)
+static int check_tokens(const struct device_model *m, const struct step *step,
+                        const struct step_segment *segments, const int32_t *owner, struct err *err)
 {
     for (uint32_t i = 0; i < step->n_rows; i++) {
         if (step->tokens[i] < (int32_t)m->config->vocab_size)
             continue;
         unsigned n = 0;
         const struct cpu_part *p =
-            owner[i] < 0 ? NULL
-                         : cpu_slot_parts(m, step->segments[owner[i]].slot, 0, SITE_EMBED, &n);
+            owner[i] < 0 ? NULL : cpu_slot_parts(m, segments[owner[i]].slot, 0, SITE_EMBED, &n);
         if (n == 0 || !p->full || (uint32_t)step->tokens[i] >= p->full->matrix.n_rows)
             return err_set(err, ERR_USAGE, "token id %d is outside the vocabulary of %u",
                            step->tokens[i], m->config->vocab_size);
@@ -243,13 +242,20 @@ static int copy_sampling(struct device_model *m, struct cpu_step *to, const stru
 static int copy_step(struct device_model *m, struct cpu_step *to, const struct step *step,
                      struct err *err)
 {
+    const uint64_t *keys = &m->slots[0].key;
+    if (step->n_segments)
+        COPY(segments, step->n_segments);
+    if (step->n_head_segments)
+        COPY(head_segments, step->n_head_segments);
+    segment_sort(to->segments, step->n_segments, keys, sizeof *m->slots);
+    segment_sort(to->head_segments, step->n_head_segments, keys, sizeof *m->slots);
     int rc =
-        set_owners(m, step->segments, step->n_segments, step->n_rows, step->kinds, to->owner, err);
+        set_owners(m, to->segments, step->n_segments, step->n_rows, step->kinds, to->owner, err);
     if (rc == 0)
-        rc = set_owners(m, step->head_segments, step->n_head_segments, step->n_logit_rows,
+        rc = set_owners(m, to->head_segments, step->n_head_segments, step->n_logit_rows,
                         step->kinds, to->head_owner, err);
     if (rc == 0)
-        rc = check_tokens(m, step, to->owner, err);
+        rc = check_tokens(m, step, to->segments, to->owner, err);
     if (rc == 0)
         rc = copy_sampling(m, to, step, err);
     if (rc != 0)
@@ -258,10 +264,6 @@ static int copy_step(struct device_model *m, struct cpu_step *to, const struct s
     COPY(sequences, step->n_sequences);
     if (step->n_pages)
         COPY(pages, step->n_pages);
-    if (step->n_segments)
-        COPY(segments, step->n_segments);
-    if (step->n_head_segments)
-        COPY(head_segments, step->n_head_segments);
     if (step->n_logit_rows)
         COPY(logit_rows, step->n_logit_rows);
     for (uint32_t i = 0; i < step->n_sequences; i++) {

@@ -20,7 +20,7 @@ enum { IMAGE_MAGIC = 0x4C504355, A_GROUP = 16, EMBED_TOKENS = 1024 };
 
 struct header {
     uint32_t magic, layout, n_records, kinds;
-    uint64_t size;
+    uint64_t size, key;
     uint32_t width, n_pointers;
     struct image_piece table; // one unit: n_pointers addresses
 };
@@ -152,8 +152,12 @@ static int make_plan(const struct bound_adapter *b, struct header *h, struct rec
             return err_set(err, ERR_INTERNAL, "%s: packed before its gains were set",
                            b->parts[i].module->name);
     }
-    *h = (struct header){IMAGE_MAGIC, CUDA_LAYOUT_VERSION, n, b->kinds,
-                         0,           stack_ranks(r, n),   0, {0}};
+    *h = (struct header){.magic = IMAGE_MAGIC,
+                         .layout = CUDA_LAYOUT_VERSION,
+                         .n_records = n,
+                         .kinds = b->kinds,
+                         .key = segment_key(b),
+                         .width = stack_ranks(r, n)};
     uint64_t end = sizeof *h + (uint64_t)n * sizeof *r;
     int rc = 0;
     for (uint32_t i = 0; rc == 0 && i < n; i++) {
@@ -567,6 +571,7 @@ int cuda_adapter_load(struct backend *be, struct device_model *m, uint32_t slot,
                         err);
     if (rc == 0) {
         s->kinds = t.h.kinds;
+        s->key = t.h.key;
         s->width = t.h.width;
         s->vocab = t.vocab;
         s->embed_rows = t.embed.full_rows;

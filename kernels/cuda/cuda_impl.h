@@ -20,11 +20,12 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/launch_moe.h"
 #include "kernels/loaded.h"
+#include "kernels/segment_order.h"
 #include "libcore/backend.h"
 #include "libcore/base/limits.h"
 
 enum {
-    CUDA_LAYOUT_VERSION = 2,
+    CUDA_LAYOUT_VERSION = 3,
     CUDA_IN_FLIGHT = 2,
     CUDA_LAYER_SITES = 4,     // qkv, o, gate_up, down
     CUDA_MOE_SITES = 3,       // router, experts' gate_up, down
@@ -76,6 +77,7 @@ struct cuda_replaced {
 struct cuda_slot {
     _Atomic int state; // enum adapter_state
     unsigned kinds;
+    uint64_t key;               // segment_key()
     uint32_t width;             // columns of v: the widest site's stacked ranks
     uint32_t vocab, embed_rows; // 0, or the rows of its own head and embedding
     struct cuda_replaced *replaced;

@@ -141,8 +141,8 @@ static int set_owners(struct device_model *m, const struct step_segment *g, uint
     return 0;
 }
 
-/* First column of v of every segment, so that segments of the same row lie side by side; segments
- * are sorted by row0. Returns the columns needed. */
+/* First column of v of every segment, so that segments of the same row lie side by side. Returns
+ * the columns needed. */
 static uint32_t set_columns(const struct device_model *m, const struct step_segment *g, uint32_t n,
                             uint32_t *columns)
 {
@@ -151,7 +151,8 @@ static uint32_t set_columns(const struct device_model *m, const struct step_segm
         uint32_t at = 0;
         for (uint32_t j = i; j-- > 0;) {
             uint32_t end = columns[j] + m->slots[g[j].slot].width;
-            if (g[j].row0 + g[j].n_rows > g[i].row0 && end > at)
+            bool meet = g[j].row0 + g[j].n_rows > g[i].row0 && g[i].row0 + g[i].n_rows > g[j].row0;
+            if (meet && end > at)
                 at = end;
         }
         columns[i] = at;
@@ -224,13 +225,13 @@ static uint32_t graph_rows(const struct device_model *m, const struct step *s)
 }
 
 /* Tokens beyond the base's vocabulary are those of the row's adapter. */
-static int check_tokens(const struct device_model *m, const struct step *s, const int32_t *owner,
-                        struct err *err)
+static int check_tokens(const struct device_model *m, const struct step *s,
+                        const struct step_segment *segments, const int32_t *owner, struct err *err)
 {
     for (uint32_t i = 0; i < s->n_rows; i++) {
         if (s->tokens[i] < (int32_t)m->config->vocab_size)
             continue;
-        uint32_t rows = owner[i] < 0 ? 0 : m->slots[s->segments[owner[i]].slot].embed_rows;
+        uint32_t rows = owner[i] < 0 ? 0 : m->slots[segments[owner[i]].slot].embed_rows;
         if ((uint32_t)s->tokens[i] >= rows)
             return err_set(err, ERR_USAGE, "token id %d is outside the vocabulary of %u",
                            s->tokens[i], m->config->vocab_size);
@@ -240,18 +241,27 @@ static int check_tokens(const struct device_model *m, const struct step *s, cons
 
 /* A logit row has the vocabulary of its owner's head. */
 static void set_vocabularies(const struct device_model *m, const struct step *s,
-                             const int32_t *head_owner, struct cu_sample *sampling,
-                             struct cuda_run *run)
+                             const struct step_segment *head_segments, const int32_t *head_owner,
+                             struct cu_sample *sampling, struct cuda_run *run)
 {
     run->stride = m->config->vocab_size;
     for (uint32_t i = 0; i < s->n_logit_rows; i++) {
         if (head_owner[i] < 0)
             continue;
-        uint32_t own = m->slots[s->head_segments[head_owner[i]].slot].vocab;
+        uint32_t own = m->slots[head_segments[head_owner[i]].slot].vocab;
         sampling[i].vocab = own ? own : m->config->vocab_size;
         if (own > run->stride)
             run->stride = m->max_vocab;
     }
+}
+
+static void copy_segments(const struct device_model *m, struct step_segment *to,
+                          const struct step_segment *from, uint32_t n)
+{
+    if (n)
+        memcpy(to, from, n * sizeof *to);
+    if (m->be->deterministic)
+        segment_sort(to, n, &m->slots[0].key, sizeof m->slots[0]);
 }
 
 static int fill_meta(struct device_model *m, struct cuda_flight *f, const struct step *s,
@@ -274,10 +284,10 @@ static int fill_meta(struct device_model *m, struct cuda_flight *f, const struct
             AT(uint32_t, position)[q->row0 + j] = q->position0 + j;
         }
     }
-    if (s->n_segments)
-        memcpy(AT(char, segments), s->segments, s->n_segments * sizeof *s->segments);
-    if (s->n_head_segments)
-        memcpy(AT(char, head_segments), s->head_segments, s->n_head_segments * sizeof *s->segments);
+    struct step_segment *segments = AT(struct step_segment, segments);
+    struct step_segment *head_segments = AT(struct step_segment, head_segments);
+    copy_segments(m, segments, s->segments, s->n_segments);
+    copy_segments(m, head_segments, s->head_segments, s->n_head_segments);
     if (s->n_logit_rows)
         memcpy(AT(char, logit_rows), s->logit_rows, s->n_logit_rows * 4ull);
     // Rows of the bucket beyond the real ones gather row 0: what they give is not looked at.
@@ -289,22 +299,22 @@ static int fill_meta(struct device_model *m, struct cuda_flight *f, const struct
         AT(int32_t, owner)[i] = -1;
     if (s->n_pages)
         memcpy(AT(char, pages), s->pages, s->n_pages * 4ull);
-    int rc = set_owners(m, s->segments, s->n_segments, s->n_rows, AT(int32_t, owner), err);
+    int rc = set_owners(m, segments, s->n_segments, s->n_rows, AT(int32_t, owner), err);
     rc = rc ? rc
-            : set_owners(m, s->head_segments, s->n_head_segments, s->n_logit_rows,
+            : set_owners(m, head_segments, s->n_head_segments, s->n_logit_rows,
                          AT(int32_t, head_owner), err);
     if (rc)
         return rc;
-    rc = check_tokens(m, s, AT(int32_t, owner), err);
+    rc = check_tokens(m, s, segments, AT(int32_t, owner), err);
     if (rc)
         return rc;
-    set_vocabularies(m, s, AT(int32_t, head_owner), AT(struct cu_sample, sampling), run);
+    set_vocabularies(m, s, head_segments, AT(int32_t, head_owner), AT(struct cu_sample, sampling),
+                     run);
     if (s->n_segments > CU_MAX_SEGMENTS || s->n_head_segments > CU_MAX_SEGMENTS)
         return err_set(err, ERR_LIMIT, "step: %u segments, cuda holds %d", s->n_segments,
                        CU_MAX_SEGMENTS);
-    uint32_t width = set_columns(m, s->segments, s->n_segments, AT(uint32_t, columns));
-    uint32_t head =
-        set_columns(m, s->head_segments, s->n_head_segments, AT(uint32_t, head_columns));
+    uint32_t width = set_columns(m, segments, s->n_segments, AT(uint32_t, columns));
+    uint32_t head = set_columns(m, head_segments, s->n_head_segments, AT(uint32_t, head_columns));
     run->v_width = width > head ? width : head;
     uint32_t most = run->rows > run->logits ? run->rows : run->logits;
     bool small = most <= CU_SMALL_ROWS;

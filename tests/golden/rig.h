@@ -44,6 +44,7 @@ struct rig_request {
     uint32_t n_prompt;
     int32_t slot;                   // -1: base
     float scale;                    // 0: 1
+    uint32_t also;                  // 0, or 1 + the slot of a second adapter, below `slot`
     uint32_t max_new;               // 1…RIG_IDS
     const int32_t *forced;          // NULL, or the ids to go on with whatever was sampled
     int n_top;                      // of the first answer token
@@ -218,16 +219,26 @@ struct rig_step {
     float *logits;
 };
 
+/* Lengthens a segment of the slot that ends at row0, or begins one. */
+static inline void rig_add_slot(struct step_segment *list, uint32_t *n, uint32_t row0,
+                                uint32_t n_rows, uint32_t slot, float scale)
+{
+    for (uint32_t i = 0; i < *n; i++) {
+        if (list[i].slot != slot || list[i].scale != scale || list[i].row0 + list[i].n_rows != row0)
+            continue;
+        list[i].n_rows += n_rows;
+        return;
+    }
+    list[(*n)++] = (struct step_segment){row0, n_rows, slot, scale};
+}
+
 static inline void rig_add_segment(struct step_segment *list, uint32_t *n, uint32_t row0,
                                    uint32_t n_rows, const struct rig_request *q)
 {
     float scale = q->scale != 0 ? q->scale : 1.0f;
-    struct step_segment *last = *n ? &list[*n - 1] : NULL;
-    if (last && last->slot == (uint32_t)q->slot && last->scale == scale &&
-        last->row0 + last->n_rows == row0)
-        last->n_rows += n_rows;
-    else
-        list[(*n)++] = (struct step_segment){row0, n_rows, (uint32_t)q->slot, scale};
+    if (q->also)
+        rig_add_slot(list, n, row0, n_rows, q->also - 1, scale);
+    rig_add_slot(list, n, row0, n_rows, (uint32_t)q->slot, scale);
 }
 
 static inline void rig_add(struct rig *r, struct rig_step *s, struct rig_request *q, uint32_t idx,

@@ -57,7 +57,7 @@ static int add_all(struct rig *r, struct requests *all, const char *folder, stru
     if (!dir)
         return err_set(err, ERR_NOT_FOUND, "%s: no adapters", path);
     struct dirent *entry;
-    int slot = 0;
+    int slot = 0, first = -1;
     while (slot >= 0 && (entry = readdir(dir))) {
         if (entry->d_name[0] == '.')
             continue;
@@ -65,6 +65,15 @@ static int add_all(struct rig *r, struct requests *all, const char *folder, stru
         slot = rig_add_adapter(r, path, err);
         for (uint32_t i = 0; slot >= 0 && i < 1 + all->n % 2 && all->n < MAX_REQUESTS; i++)
             add(all, slot);
+        if (slot < 0 || r->adapters[slot].bound->kinds & ~(unsigned)ADAPTER_ADDITIVE ||
+            all->n == MAX_REQUESTS)
+            continue;
+        // Two adapters at once after one of them alone: its segment begins before the other's.
+        if (first >= 0) {
+            add(all, slot);
+            all->items[all->n - 1].also = 1 + (uint32_t)first;
+        }
+        first = slot;
     }
     closedir(dir);
     return slot < 0 ? slot : 0;
