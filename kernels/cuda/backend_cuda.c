@@ -213,4 +213,5 @@ __attribute__((visibility("default"))) const struct backend_ops backend_cuda_ops
     .step_result = cuda_step_result,
     .read_bandwidth = read_bandwidth,
     .math = &cuda_math,
+    .op_access = &cuda_op_access,
 };

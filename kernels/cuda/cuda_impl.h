@@ -300,6 +300,34 @@ struct cuda_fixed {
 };
 int cuda_linear_fixed(struct device_model *m, const struct cuda_fixed *f, struct cu_expand *e);
 
+/* ---- single ops (access.c): of a step that is prepared but not run; parts of step.c, forward.c
+ * ---- */
+int cuda_step_prepare(struct device_model *m, const struct step *step, struct cuda_run *run,
+                      struct err *err);
+int cuda_step_results(struct device_model *m, const struct cuda_run *run, struct step_result *out,
+                      struct err *err);
+int cuda_op_begin(struct device_model *m, const struct cuda_run *run);
+int cuda_op_embed(struct device_model *m, const struct cuda_run *run, float *x);
+/* The product of a site and the adapters' v; *e completes it. */
+int cuda_op_linear(struct device_model *m, const struct cuda_run *run, bool head, uint32_t layer,
+                   enum site site, const void *x, struct cu_expand *e);
+int cuda_op_norm(struct device_model *m, const struct cuda_run *run, bool head, uint32_t layer,
+                 enum norm norm, float *x, void *h);
+/* Heads of qkv[rows, width] to m->q and the pages (NULL: the model's). q_norm: NULL, or the norm of
+ * the query heads. */
+int cuda_op_rope(struct device_model *m, const struct cuda_run *run, const struct cu_heads *heads,
+                 const float *qkv, uint32_t width, const enum norm *q_norm, const float *trig,
+                 const struct cu_pages *pages);
+int cuda_op_attention(struct device_model *m, const struct cuda_run *run,
+                      const struct cu_heads *heads);
+/* The experts' part of a layer on m->h. */
+int cuda_op_moe(struct device_model *m, const struct cuda_run *run, uint32_t layer,
+                struct cu_expand *e);
+int cuda_op_sample(struct device_model *m, const struct cuda_run *run);
+
+/* ---- access.c ---- */
+extern const struct op_access cuda_op_access;
+
 /* ---- gemm_large.c: y[T, N] = x[T, K] W^T through cuBLASLt ---- */
 int lt_open(struct device_model *m, struct err *err);
 void lt_free(struct device_model *m);

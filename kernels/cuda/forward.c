@@ -376,3 +376,73 @@ int cuda_forward(struct device_model *m, const struct cuda_run *run)
         TRY(layer_forward(m, run, &rows, layer));
     return run->logits ? head_forward(m, run, &head) : 0;
 }
+
+// ---- single ops, for access.c: the same calls, one at a time
+
+static struct space space_of(const struct device_model *m, const struct cuda_run *run, bool head)
+{
+    return head ? head_space(m, run) : rows_space(m, run);
+}
+
+int cuda_op_begin(struct device_model *m, const struct cuda_run *run)
+{
+    struct space rows = rows_space(m, run), head = head_space(m, run);
+    TRY(plan(m, run, &rows, &head));
+    return cu_begin(&rows.r, meta_at(run, run->at.tokens), m->tokens, m->prev_ids, m->n_ropes,
+                    m->n_regimes, m->config->rotary_dim, m->inv_freq, m->rope_scales, m->trig,
+                    m->compute);
+}
+
+int cuda_op_embed(struct device_model *m, const struct cuda_run *run, float *x)
+{
+    const struct model_config *c = m->config;
+    struct space rows = rows_space(m, run);
+    return cu_embed(&rows.r, m->embed.data, c->vocab_size, c->d_model, (float)c->embed_scale,
+                    m->embeds, run->kinds, x, m->compute);
+}
+
+int cuda_op_linear(struct device_model *m, const struct cuda_run *run, bool head, uint32_t layer,
+                   enum site site, const void *x, struct cu_expand *e)
+{
+    struct space s = space_of(m, run, head);
+    return linear(m, run, &s, layer, site, x, e);
+}
+
+int cuda_op_norm(struct device_model *m, const struct cuda_run *run, bool head, uint32_t layer,
+                 enum norm norm, float *x, void *h)
+{
+    struct space s = space_of(m, run, head);
+    struct cu_norm n = norm_of(m, run, layer, norm);
+    return cu_norm_rows(&s.r, s.r.t, NULL, x, NULL, m->config->d_model, NULL, &n, h, m->compute);
+}
+
+int cuda_op_rope(struct device_model *m, const struct cuda_run *run, const struct cu_heads *heads,
+                 const float *qkv, uint32_t width, const enum norm *q_norm, const float *trig,
+                 const struct cu_pages *pages)
+{
+    struct space s = rows_space(m, run);
+    struct cu_norm none = {0}, q = q_norm ? norm_of(m, run, heads->layer, *q_norm) : none;
+    struct cu_expand e = {.t = s.r.t, .n = width, .y = qkv};
+    struct cu_pages own = pages_of(m, run);
+    return cu_rope_write(&e, &s.r, heads, &q, &none, trig, pages ? pages : &own, m->q, m->compute);
+}
+
+int cuda_op_attention(struct device_model *m, const struct cuda_run *run,
+                      const struct cu_heads *heads)
+{
+    struct space s = rows_space(m, run);
+    return attention(m, run, &s, heads);
+}
+
+int cuda_op_moe(struct device_model *m, const struct cuda_run *run, uint32_t layer,
+                struct cu_expand *e)
+{
+    struct space s = rows_space(m, run);
+    return cuda_moe_forward(m, run, &s.r, s.columns, layer, e);
+}
+
+int cuda_op_sample(struct device_model *m, const struct cuda_run *run)
+{
+    struct space head = head_space(m, run);
+    return sample(m, run, &head);
+}

@@ -499,6 +499,25 @@ int cuda_step_submit(struct backend *be, struct device_model *m, const struct st
     return 0;
 }
 
+/* What the device wrote for a step, in the arrays that are handed out. */
+static struct step_result read_results(struct device_model *m, const struct cuda_flight *f)
+{
+    size_t n = f->n_logit_rows, l = f->logit_bucket, top = n * BACKEND_MAX_TOP * 4;
+    memcpy(m->ids, f->results, n * 4);
+    memcpy(m->ranks, f->results + 4 * l, n * 4);
+    memcpy(m->logprobs, f->results + 8 * l, n * 4);
+    if (f->wants_top) {
+        memcpy(m->top_ids, f->results + 12 * l, top);
+        memcpy(m->top_logprobs, f->results + (12 + 4 * BACKEND_MAX_TOP) * l, top);
+    }
+    return (struct step_result){.n_rows = (uint32_t)n,
+                                .ids = m->ids,
+                                .logprobs = m->logprobs,
+                                .ranks = m->ranks,
+                                .top_ids = m->top_ids,
+                                .top_logprobs = m->top_logprobs};
+}
+
 int cuda_step_result(struct backend *be, struct device_model *m, uint64_t ticket,
                      struct step_result *out, struct err *err)
 {
@@ -511,19 +530,46 @@ int cuda_step_result(struct backend *be, struct device_model *m, uint64_t ticket
     int rc = cuda_check(cudaEventSynchronize(f->done), "a step", err);
     if (rc)
         return rc;
-    size_t n = f->n_logit_rows, l = f->logit_bucket, top = n * BACKEND_MAX_TOP * 4;
-    memcpy(m->ids, f->results, n * 4);
-    memcpy(m->ranks, f->results + 4 * l, n * 4);
-    memcpy(m->logprobs, f->results + 8 * l, n * 4);
-    if (f->wants_top) {
-        memcpy(m->top_ids, f->results + 12 * l, top);
-        memcpy(m->top_logprobs, f->results + (12 + 4 * BACKEND_MAX_TOP) * l, top);
-    }
-    *out = (struct step_result){.n_rows = (uint32_t)n,
-                                .ids = m->ids,
-                                .logprobs = m->logprobs,
-                                .ranks = m->ranks,
-                                .top_ids = m->top_ids,
-                                .top_logprobs = m->top_logprobs};
+    *out = read_results(m, f);
     return 0;
+}
+
+// ---- single ops, for access.c
+
+int cuda_step_prepare(struct device_model *m, const struct step *step, struct cuda_run *run,
+                      struct err *err)
+{
+    int rc = check_step(m, step, err);
+    if (rc)
+        return rc;
+    struct cuda_flight *f = &m->flights[0];
+    unsigned kinds = step->n_segments || step->n_head_segments ? step->kinds : 0;
+    *run = (struct cuda_run){
+        .rows = step->n_rows,
+        .logits = step->n_logit_rows,
+        .n_decode = step->n_decode_rows,
+        .kinds = !kinds                                                             ? 0
+                 : kinds & ~(unsigned)ADAPTER_ADDITIVE || kinds & ADAPTER_LORA_BIAS ? 2
+                                                                                    : 1,
+        .replaces = kinds & (ADAPTER_FULL | ADAPTER_TOKENS),
+        .meta = m->meta,
+        .step = step};
+    run->at = layout_of(m, run->rows, run->logits);
+    rc = cuda_check(cudaStreamSynchronize(m->compute), "waiting", err);
+    rc = rc ? rc : queue_copies(m, f, step, run, err);
+    rc = rc ? rc : fill_lists(m, f, step, run, err);
+    f->n_logit_rows = step->n_logit_rows;
+    f->logit_bucket = run->logits;
+    return rc;
+}
+
+int cuda_step_results(struct device_model *m, const struct cuda_run *run, struct step_result *out,
+                      struct err *err)
+{
+    struct cuda_flight *f = &m->flights[0];
+    int rc = queue_results(m, f, run->step, run, err);
+    rc = rc ? rc : cuda_check(cudaEventSynchronize(f->done), "a step", err);
+    if (rc == 0)
+        *out = read_results(m, f);
+    return rc;
 }

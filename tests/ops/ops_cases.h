@@ -50,6 +50,7 @@ static const struct ops_case ops_cases[] = {
      16,
      0},
     {"one row", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 16}, 1, 0, 16, 0},
+    {"a hundred and ten rows", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 40}, 20, 90, 64, 0},
     {"twenty rows", "{}", DTYPE_BF16, DTYPE_BF16, {8, 3, 16}, 20, 33, 64, 0},
     {"adapters of many chunks",
      "{\"hidden_size\":1100,\"num_hidden_layers\":2}",
@@ -76,9 +77,10 @@ static const struct ops_case ops_cases[] = {
 };
 enum { OPS_N_CASES = sizeof ops_cases / sizeof ops_cases[0] };
 
-/* Runs `body` for every case. */
+/* Runs `body` for every case that the back end computes. */
 static inline void for_cases(void (*body)(struct ops_rig *r))
 {
+    int n_refused = 0;
     struct ops_rig *r = sys_calloc(1, sizeof *r);
     CHECK(r);
     for (int i = 0; i < OPS_N_CASES; i++) {
@@ -88,11 +90,34 @@ static inline void for_cases(void (*body)(struct ops_rig *r))
             test_skip("%s", err.msg);
             break;
         }
+        n_refused += rc == ERR_REFUSED;
+        if (rc == ERR_REFUSED) {
+            printf("# left out, %s: %s\n", ops_cases[i].name, err.msg);
+            continue;
+        }
         CHECK_MSG(rc == 0, "%s: %s", ops_cases[i].name, err.msg);
         body(r);
         ops_close(r);
     }
+    CHECK_MSG(n_refused <= 2, "%d of %d cases are not computed", n_refused, OPS_N_CASES);
     sys_free(r);
+}
+
+/* Relative error allowed, by what an op gives on this back end. Where matrices are bf16, so is all
+ * that goes into products, and what comes out of a large one; sums are float32. */
+static inline double ops_bound(const struct ops_rig *r, const char *what)
+{
+    static const char *const exact[] = {"embed", "residual", "gather"};
+    bool large = r->step.n_rows > 64;
+    if (r->stored == DTYPE_NONE)
+        return r->bound;
+    for (size_t i = 0; i < sizeof exact / sizeof exact[0]; i++) {
+        if (strcmp(what, exact[i]) == 0)
+            return 64 * 0x1p-24;
+    }
+    if (strcmp(what, "gemm") == 0 && !large)
+        return 64 * 0x1p-24;
+    return strcmp(what, "attention") == 0 || strcmp(what, "moe") == 0 ? 0x1p-7 : 0x1p-8;
 }
 
 /* Compares a device buffer of rows of `width`, `stride` apart, with `want`. */
@@ -103,8 +128,8 @@ static inline void expect_rows(struct ops_rig *r, const char *what, const void *
     for (size_t i = 0; i < n_rows; i++)
         r->access->read(r->session, buffer, i * stride, got + i * width, width);
     double error = ops_error(got, want, n_rows * width);
-    EXPECT_MSG(error <= r->bound, "%s, %s: off by %.2e, bound %.2e", r->c->name, what, error,
-               r->bound);
+    double bound = ops_bound(r, what);
+    EXPECT_MSG(error <= bound, "%s, %s: off by %.2e, bound %.2e", r->c->name, what, error, bound);
     sys_free(got);
 }
 

@@ -21,6 +21,7 @@ enum {
     OPS_MAX_PARTS = 24,
     OPS_MAX_TENSORS = 8,
     OPS_VOCAB = 150,
+    OPS_ROWS = 160,
     OPS_PAGE_CHUNKS = 24,
     OPS_CHUNKS = 152
 };
@@ -58,14 +59,15 @@ struct ops_rig {
     struct op_session *session;
     const struct op_table *ops;
     struct op_context *context;
-    double bound;              // relative error allowed for an op's result
+    double bound;              // relative error allowed for an op's result, see ops_bound()
+    enum dtype stored;         // what matrices are rounded to; DTYPE_NONE: kept
     float **weights, **biases; // [modules.n], as stored
     struct ops_adapter adapters[OPS_SLOTS];
     // the step
     struct step step;
     const struct op_step *view;
     uint32_t pages_per_sequence;
-    int32_t tokens[64];
+    int32_t tokens[OPS_ROWS];
     uint32_t logit_rows[64], pages[2048];
     struct step_sequence sequences[64];
     struct step_segment segments[8], head_segments[8];
@@ -98,6 +100,16 @@ static inline void *ops_values(struct ops_rig *r, enum dtype t, size_t n, float 
     return stored;
 }
 
+/* What a matrix of these values is on the device. */
+static inline void ops_round(const struct ops_rig *r, float *values, size_t n)
+{
+    uint16_t narrow;
+    for (size_t i = 0; r->stored == DTYPE_BF16 && i < n; i++) {
+        dtype_from_f32(DTYPE_BF16, values + i, &narrow, 1);
+        dtype_to_f32(DTYPE_BF16, &narrow, values + i, 1);
+    }
+}
+
 /* ||got - want|| / ||want|| */
 static inline double ops_error(const float *got, const double *want, size_t n)
 {
@@ -121,6 +133,8 @@ static inline int ops_load_module(struct ops_rig *r, size_t i, struct err *err)
         return 0;
     float scale = mod->d_in ? 1.7f / sqrtf((float)mod->d_in) : 1.0f;
     void *stored = ops_values(r, r->c->weights, n, scale, &r->weights[i]);
+    if (mod->d_in)
+        ops_round(r, r->weights[i], n);
     struct tensor t = {.dtype = r->c->weights, .data = stored};
     if (mod->n_experts)
         t.shape[t.n_dims++] = mod->n_experts;
@@ -140,6 +154,16 @@ static inline int ops_load_module(struct ops_rig *r, size_t i, struct err *err)
     return rc;
 }
 
+/* Devices with wide loads want round shapes. */
+static inline void ops_round_shapes(json_t *config)
+{
+    static const char *const names[] = {"hidden_size", "intermediate_size", "head_dim"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        json_int_t n = json_integer_value(json_object_get(config, names[i]));
+        json_object_set_new(config, names[i], json_integer((n + 15) / 16 * 16));
+    }
+}
+
 static inline int ops_config(struct ops_rig *r, struct err *err)
 {
     static const char base[] =
@@ -153,6 +177,8 @@ static inline int ops_config(struct ops_rig *r, struct err *err)
     if (!config || !more)
         return err_set(err, ERR_INTERNAL, "case %s: %s", r->c->name, e.text);
     json_object_update(config, more);
+    if (strcmp(r->be->ops->name, "cpu") != 0)
+        ops_round_shapes(config);
     json_object_set_new(config, "torch_dtype",
                         json_string(r->c->weights == DTYPE_BF16  ? "bfloat16"
                                     : r->c->weights == DTYPE_F16 ? "float16"
@@ -172,6 +198,8 @@ static inline void ops_tensor(struct ops_rig *r, struct ops_adapter *a, size_t p
 {
     uint64_t n = rows * (cols ? cols : 1);
     t->data = ops_values(r, type, n, scale, &a->values[part][which]);
+    if (cols)
+        ops_round(r, a->values[part][which], n);
     t->dtype = type;
     t->n_dims = cols ? 2 : 1;
     t->shape[0] = rows;
@@ -285,7 +313,7 @@ static inline int ops_make_step(struct ops_rig *r, struct err *err)
                        .logit_rows = r->logit_rows,
                        .head_segments = r->head_segments,
                        .sampling = r->sampling};
-    r->pages_per_sequence = (64 + r->c->past) / r->c->page_tokens;
+    r->pages_per_sequence = ((rows > 64 ? 128 : 64) + r->c->past) / r->c->page_tokens;
     for (uint32_t i = 0; i < rows; i++)
         r->tokens[i] = i % 5 == 2 ? 17 : (int32_t)((i * 37 + 3) % OPS_VOCAB);
     for (uint32_t i = 0; i < nd + (r->c->n_prefill > 0); i++) {
@@ -347,25 +375,44 @@ static inline void ops_close(struct ops_rig *r)
     config_release(&r->config);
 }
 
-/* ERR_NOT_FOUND: this back end shows no single ops. */
-static inline int ops_open(struct ops_rig *r, const struct ops_case *c, struct err *err)
+static inline int ops_open_backend(struct ops_rig *r, struct err *err)
 {
     const char *device = getenv("LORA_TEST_DEVICE");
     struct backend_options opt = {.device = device && *device ? device : "cpu"};
-    struct step_limits limits = {64, 64, 64, 8, OPS_SLOTS, 2048, c->page_tokens};
-    memset(r, 0, sizeof *r);
-    r->c = c;
-    r->state = 88172645463325252u;
-    int rc = ops_config(r, err);
+    struct backend_info info;
+    unsigned kinds = ADAPTER_LORA | ADAPTER_EMBED | ADAPTER_HEAD | ADAPTER_DORA | ADAPTER_BIAS |
+                     ADAPTER_LORA_BIAS | ADAPTER_TOKENS | ADAPTER_FULL;
+    int rc = kernels_open(&r->be, &opt, NULL, 0, err);
     if (rc == 0)
-        rc = modules_open(&r->modules, &r->config, err);
-    if (rc == 0)
-        rc = kernels_open(&r->be, &opt, NULL, 0, err);
+        rc = r->be->ops->info(r->be, &info, err);
     if (rc != 0)
         return rc;
+    r->stored = info.weight_dtype;
     r->access = r->be->ops->op_access;
     if (!r->access)
         return err_set(err, ERR_NOT_FOUND, "%s shows no single ops", r->be->ops->name);
+    rc = ops_config(r, err);
+    if (rc == 0)
+        rc = r->be->ops->supports(r->be, &r->config,
+                                  kinds | (r->config.n_experts ? ADAPTER_EXPERTS : 0), err);
+    return rc ? rc : modules_open(&r->modules, &r->config, err);
+}
+
+/* ERR_NOT_FOUND: this back end shows no single ops; ERR_REFUSED: it does not compute this model.
+ * Both leave nothing open. */
+static inline int ops_open(struct ops_rig *r, const struct ops_case *c, struct err *err)
+{
+    struct step_limits limits = {OPS_ROWS, 64, 64, 8, OPS_SLOTS, 2048, c->page_tokens};
+    memset(r, 0, sizeof *r);
+    r->c = c;
+    r->state = 88172645463325252u;
+    int rc = ops_open_backend(r, err);
+    if (rc != 0) {
+        config_release(&r->config);
+        if (r->be)
+            r->be->ops->close(r->be);
+        return rc;
+    }
     r->weights = sys_calloc(r->modules->n, sizeof *r->weights);
     r->biases = sys_calloc(r->modules->n, sizeof *r->biases);
     rc = r->be->ops->model_open(r->be, &r->config, r->modules, &limits, &r->dm, err);
