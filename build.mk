@@ -20,7 +20,7 @@ build/lora: $(B)/lora
 
 $(B)/lora: $(B)/cmd/main.o $(A_CMD) $(A_STORE) $(A_KERNELS) $(A_LIBCORE)
 	$(call SAY,LINK)
-	$(Q)$(CC) $(LDFLAGS) -rdynamic -o $@ $^ $(LIBS_CMD) $(LIBS_STORE) $(LIBS_KERNELS) $(LIBS_LIBCORE)
+	$(Q)$(CC) $(LDFLAGS) -rdynamic -o $@ $(filter-out $(A_LIBCORE),$^) $(WHOLE) $(LIBS_CMD) $(LIBS_STORE) $(LIBS_KERNELS) $(LIBS_LIBCORE)
 
 # main.o stays outside the archive, so that tests of cmd link without a second main.
 $(A_LIBCORE): $(call obj,$(LIBCORE))
@@ -74,16 +74,18 @@ define test_rule
 $(B)/$(1)/%: $(1)/%.c $$(A_TEST) $(2)
 	@mkdir -p $$(@D)
 	$$(call SAY,TEST)
-	$$(Q)$$(CC) $$(CPPFLAGS) $$(ALL_CFLAGS) $$(LDFLAGS) -rdynamic -o $$@ $$< $$(A_TEST) $(2) $(3)
+	$$(Q)$$(CC) $$(CPPFLAGS) $$(ALL_CFLAGS) $$(LDFLAGS) -rdynamic -o $$@ $$< $$(A_TEST) $(if $(4),$(subst $(A_LIBCORE),$(WHOLE),$(2)),$(2)) $(3)
 endef
+# Programs that open the plug-in hold all of libcore, as the program itself does: the plug-in takes it from there.
+WHOLE := -Wl,--whole-archive $(A_LIBCORE) -Wl,--no-whole-archive
 L0 := $(A_LIBCORE)
 $(eval $(call test_rule,tests/unit/libcore,$(L0),$(LIBS_LIBCORE)))
 $(eval $(call test_rule,tests/unit/kernels,$(A_KERNELS) $(L0),$(LIBS_KERNELS) $(LIBS_LIBCORE)))
 $(eval $(call test_rule,tests/unit/store,$(A_STORE) $(L0),$(LIBS_STORE) $(LIBS_LIBCORE)))
 $(eval $(call test_rule,tests/unit/cmd,$(A_CMD) $(A_STORE) $(A_KERNELS) $(L0),$(LIBS_CMD) $(LIBS_STORE) $(LIBS_KERNELS) $(LIBS_LIBCORE)))
-$(eval $(call test_rule,tests/ops,$(A_KERNELS) $(L0),$(LIBS_KERNELS) $(LIBS_LIBCORE)))
+$(eval $(call test_rule,tests/ops,$(A_KERNELS) $(L0),$(LIBS_KERNELS) $(LIBS_LIBCORE),whole))
 $(eval $(call test_rule,tests/sim,$(L0),$(LIBS_LIBCORE)))
-$(eval $(call test_rule,tests/golden,$(A_STORE) $(A_KERNELS) $(L0),$(LIBS_STORE) $(LIBS_KERNELS) $(LIBS_LIBCORE)))
+$(eval $(call test_rule,tests/golden,$(A_STORE) $(A_KERNELS) $(L0),$(LIBS_STORE) $(LIBS_KERNELS) $(LIBS_LIBCORE),whole))
 
 .PHONY: tests
 tests: $(TESTS_C)

@@ -2,8 +2,7 @@
  * op_access of CUDA. The kernels are fused wider than the ops of kernels/ops.h; an op runs the
  * kernels that hold it, on the step's own tables, with the rest of what they do switched off.
  * Buffers are float32 on the device: outputs as the kernels give them, inputs rounded to bf16 where
- * a kernel takes bf16 (written values are rounded at once, so that tests know them). Conversions go
- * by way of the host: nothing here is fast but layer_seconds.
+ * a kernel takes bf16. Conversions go by way of the host: nothing here is fast but layer_seconds.
  */
 #include <string.h>
 
@@ -63,17 +62,9 @@ static int read_values(struct op_session *s, const void *buffer, size_t at, floa
 static int write_values(struct op_session *s, void *buffer, size_t at, const float *values,
                         size_t n)
 {
-    uint16_t *narrow = sys_malloc(n * 2 + 1);
-    float *wide = sys_malloc(n * 4 + 1);
-    int rc = narrow && wide ? (int)cudaStreamSynchronize(s->m->compute) : ERR_NO_MEMORY;
-    if (rc == 0) {
-        dtype_from_f32(DTYPE_BF16, values, narrow, n);
-        dtype_to_f32(DTYPE_BF16, narrow, wide, n);
-        rc = cudaMemcpy((float *)buffer + at, wide, n * 4, cudaMemcpyHostToDevice);
-    }
-    sys_free(narrow);
-    sys_free(wide);
-    return rc ? ERR_DEVICE : 0;
+    TRY(cudaStreamSynchronize(s->m->compute));
+    TRY(cudaMemcpy((float *)buffer + at, values, n * 4, cudaMemcpyHostToDevice));
+    return 0;
 }
 
 /* n values of a buffer to bf16 at `to`, or from there. */

@@ -75,6 +75,10 @@ static bool take_option(struct load_options *o, const char *name, const char *va
         o->repeat = (unsigned)atoi(value);
     else if (strcmp(name, "--seconds") == 0)
         o->seconds = atof(value);
+    else if (strcmp(name, "--tolerance") == 0)
+        o->tolerance = atof(value);
+    else if (strcmp(name, "--share") == 0)
+        o->share = atof(value);
     else if (strcmp(name, "--pid") == 0)
         o->pid = atol(value);
     else
@@ -84,7 +88,12 @@ static bool take_option(struct load_options *o, const char *name, const char *va
 
 int main(int argc, char **argv)
 {
-    struct load_options o = {.host = "127.0.0.1", .base = "tinytalk", .clients = 256, .repeat = 1};
+    struct load_options o = {.host = "127.0.0.1",
+                             .base = "tinytalk",
+                             .clients = 256,
+                             .repeat = 1,
+                             .tolerance = 0.01,
+                             .share = 1};
     const char *metric = NULL;
     if (argc < 2)
         return usage();

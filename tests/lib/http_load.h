@@ -22,6 +22,8 @@ struct load_options {
     long pid;             // soak: whose RSS is watched
     bool leave;           // soak: some clients leave early
     unsigned repeat;      // golden: rounds
+    double tolerance;     // golden: of five log-probabilities; beyond 0.1 a tenth for the first
+    double share;         // golden: of the answers that must be so
 };
 
 int load_golden(const struct load_options *o); // exit status

@@ -1,6 +1,7 @@
 /*
  * Every golden prompt over HTTP, through three routes and with and without streams in turn; the ids
- * and the first token's five log-probabilities must be the golden ones.
+ * and the first token's five log-probabilities must be the golden ones (--tolerance 0.01, --share
+ * 1; a GPU in bf16: 0.5 and 0.05 for the most probable one, 0.99).
  */
 #include <math.h>
 #include <stdio.h>
@@ -10,7 +11,6 @@
 #include "tests/lib/http_load.h"
 
 enum { N_TOP = 10 };
-static const double TOLERANCE = 0.01;
 
 enum route {
     ROUTE_GENERATE,
@@ -167,7 +167,7 @@ static bool same_ids(const json_t *got, const json_t *want)
     return m == n || json_integer_value(json_array_get(got, n)) == 2;
 }
 
-static bool same_top(const struct answer *a, const json_t *golden, double *worst)
+static bool same_top(const struct answer *a, const json_t *golden, double tolerance, double *worst)
 {
     const json_t *ids = json_object_get(golden, "top5_ids");
     const json_t *logprobs = json_object_get(golden, "top5_logprobs");
@@ -180,12 +180,12 @@ static bool same_top(const struct answer *a, const json_t *golden, double *worst
             got ? fabs(json_number_value(got) - json_number_value(json_array_get(logprobs, i)))
                 : 1e9;
         *worst = off > *worst ? off : *worst;
-        same = same && off <= TOLERANCE;
+        same = same && off <= (i == 0 && tolerance > 0.1 ? tolerance / 10 : tolerance);
     }
     return same;
 }
 
-static bool check(const struct item *it, double *worst)
+static bool check(const struct item *it, double tolerance, double *worst)
 {
     struct answer a = {.ids = json_array(), .top = json_object()};
     strbuf_init(&a.text);
@@ -193,7 +193,7 @@ static bool check(const struct item *it, double *worst)
     bool ids = ok && same_ids(a.ids, json_object_get(it->golden, "ids"));
     bool text = ok && strcmp(strbuf_text(&a.text),
                              json_string_value(json_object_get(it->golden, "text"))) == 0;
-    bool top = ok && same_top(&a, it->golden, worst);
+    bool top = ok && same_top(&a, it->golden, tolerance, worst);
     if (!ids || !text || !top)
         printf(
             "# %s route %d status %d%s: ids %d text %d logprobs %d: got '%s', want '%s' %.200s\n",
@@ -261,9 +261,9 @@ int load_golden(const struct load_options *o)
         if (c)
             http_client_run(c, 0);
         for (size_t i = 0; i < n; i++)
-            n_good += check(&items[i], &worst);
+            n_good += check(&items[i], o->tolerance, &worst);
         http_client_free(c);
-        if (n_good < n)
+        if ((double)n_good < o->share * (double)n)
             break;
     }
     printf("%zu of %zu golden, worst log-probability off by %.6f\n", n_good, n, worst);
@@ -273,5 +273,5 @@ int load_golden(const struct load_options *o)
     }
     free(items);
     json_decref(golden);
-    return n > 0 && n_good == n ? 0 : 1;
+    return n > 0 && (double)n_good >= o->share * (double)n ? 0 : 1;
 }
