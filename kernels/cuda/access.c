@@ -137,7 +137,7 @@ static int op_gemm(struct op_context *c, const struct op_step *v, uint32_t layer
     TRY(run_linear(s, layer, site, space, x, 0, &e));
     e.bias = NULL;
     e.kinds = 0;
-    TRY(cu_logits(&e, y, s->m->compute));
+    TRY(cu_logits(&e, y, e.n, s->m->compute));
     return 0;
 }
 
@@ -158,7 +158,7 @@ static int complete_in_place(struct op_session *s, struct cu_expand *e, void *y,
     e->y16 = NULL;
     e->planes = NULL;
     e->kinds = kinds;
-    TRY(cu_logits(e, y, s->m->compute));
+    TRY(cu_logits(e, y, e->n, s->m->compute));
     return 0;
 }
 
@@ -309,7 +309,7 @@ static int op_moe(struct op_context *c, const struct op_step *v, uint32_t layer,
     (void)v;
     TRY(convert(s, (float *)(uintptr_t)h, m->h, n, true));
     TRY(cuda_op_moe(m, &s->run, layer, &e));
-    TRY(cu_logits(&e, y, m->compute));
+    TRY(cu_logits(&e, y, e.n, m->compute));
     return 0;
 }
 

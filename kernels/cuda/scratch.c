@@ -53,6 +53,7 @@ static size_t list_wanted(struct device_model *m, const struct model_config *c,
              n_sites = c->n_layers * CUDA_LAYER_SITES + 1;
     uint64_t q_dim = (uint64_t)c->n_heads * c->head_dim, kv = (uint64_t)c->n_kv_heads * c->head_dim;
     uint64_t wide = 2ull * c->d_ff > q_dim + 2 * kv ? 2ull * c->d_ff : q_dim + 2 * kv;
+    wide = wide > c->d_model ? wide : c->d_model;
     uint64_t v_rows = rows > 1024 ? rows : 1024;
     uint64_t max_vocab = c->vocab_size + LIMIT_ADDED_TOKENS;
     uint64_t tiles =
@@ -181,7 +182,8 @@ int cuda_scratch_open(struct device_model *m, struct err *err)
             return rc;
     }
     uint32_t q = c->n_heads * c->head_dim + 2 * c->n_kv_heads * c->head_dim;
-    uint32_t wide = max_u32(2 * c->d_ff, q) / 64 + 1, head = (c->vocab_size + 63) / 64;
+    uint32_t wide = max_u32(max_u32(2 * c->d_ff, q), c->d_model) / 64 + 1,
+             head = (c->vocab_size + 63) / 64;
     m->planes_stride = max_u32(wide, head);
     m->site_stride = c->n_layers * CUDA_LAYER_SITES + 1;
     m->norm_stride = c->n_layers * NORM_COUNT + 1;

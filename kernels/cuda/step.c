@@ -424,6 +424,12 @@ static int check_step(struct device_model *m, const struct step *step, struct er
         if (step->pages[i] >= n_pages)
             rc = err_set(err, ERR_INTERNAL, "step: page %u of %u", step->pages[i], n_pages);
     }
+    for (uint32_t i = 0; rc == 0 && i < step->n_segments; i++) {
+        const struct step_segment *g = &step->segments[i];
+        if (m->slots[g->slot].kinds & ~step->kinds)
+            rc = err_set(err, ERR_INTERNAL, "step: kinds %#x lack slot %u's %#x", step->kinds,
+                         g->slot, m->slots[g->slot].kinds);
+    }
     if (rc == 0 && step->weight_set != 0)
         rc = err_set(err, ERR_REFUSED, "step: no weight set %u here", step->weight_set);
     if (rc == 0 && m->n_submitted - m->n_fetched >= CUDA_IN_FLIGHT)
