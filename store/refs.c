@@ -126,6 +126,10 @@ static int each_tag(struct store *s, const char *folder_name, ref_file_row *row,
     char *path = store_join(s, folder, NULL, err), **tags = NULL;
     size_t n = 0;
     int rc = path ? file_list(path, &tags, &n, err) : ERR_NO_MEMORY;
+    if (rc == ERR_NOT_FOUND) { // a gc beside us took the name's history
+        err_clear(err);
+        rc = 0;
+    }
     for (size_t i = 0; !rc && i < n; i++) {
         struct err problem = {0};
         json_t *root = NULL;
