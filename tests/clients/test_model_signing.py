@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 
 from cryptography.hazmat.primitives import serialization
@@ -61,6 +62,11 @@ def package_signs(folder, signature, key="a", config=None):
     signing.Config().use_elliptic_key_signer(private_key=path(key + ".pem")).set_hashing_config(config).sign(folder, signature)
 
 
+def package(*args):
+    """Its command line."""
+    return subprocess.run([sys.executable, "-m", "model_signing", *args], capture_output=True, text=True)
+
+
 def folder_of(name, *more):
     """A copy of an adapter with more files in it."""
     to = path(name)
@@ -78,6 +84,8 @@ def check_store():
     done_well(lora("sign", "bot", "--key", path("a.pem"), "--signature", path("bot.sig")), "…and signed")
     done_well(lora("export", "bot", "--output", path("out")), "…and exported")
     package_takes(path("out"), path("out", "model.sig"), "the package verifies the export")
+    done_well(package("verify", "key", path("out"), "--signature", path("out", "model.sig"), "--public_key", path("a.pub")),
+              "…by its command line")
     package_takes(path("out"), path("bot.sig"), "…with the signature beside it")
     package_takes(source, path("bot.sig"), "…and the folder that it came from")
     package_refuses(path("out"), path("bot.sig"), "…with another key it does not", key="b")
@@ -105,8 +113,9 @@ def check_folder():
     done_well(lora("sign", folder, "--key", path("a.pem")), "a folder is signed")
     package_takes(folder, os.path.join(folder, "model.sig"), "the package verifies it")
     os.remove(os.path.join(folder, "model.sig"))
-    package_signs(folder, os.path.join(folder, "model.sig"))
-    done_well(lora("verify", folder, "--key", path("a.pub")), "what the package signed is verified")
+    done_well(package("sign", "key", folder, "--signature", os.path.join(folder, "model.sig"), "--private_key", path("a.pem")),
+              "the package's command line signs it")
+    done_well(lora("verify", folder, "--key", path("a.pub")), "…which is verified")
     equal(lora("verify", folder, "--key", path("b.pub")).returncode, 4, "…by that key alone")
     with open(os.path.join(folder, "a", "z"), "w") as f:
         f.write("x")
