@@ -94,6 +94,8 @@ __attribute__((unused)) static int fake_publish(struct store *s, const char *id,
         rc = blob_copy_finish(copy, &d, err);
     blob_copy_free(copy);
     json_t *m = fake_manifest(id, base_id, bytes, file.digest);
+    if (!rc && !m)
+        rc = err_set(err, ERR_NO_MEMORY, "no memory for a manifest");
     struct publish p = {.id = id,
                         .manifest = m,
                         .files = &file,
