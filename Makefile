@@ -55,7 +55,7 @@ KERNELS := \
     merge_delta model moe norm rope sample scratch sgmv_expand sgmv_shrink step) \
   $(addprefix kernels/cpu/isa/,isa isa_amx isa_avx2 isa_avx512 isa_plain)
 STORE := \
-  $(addprefix store/,archive_gzip archive_in archive_name archive_out archive_tar archive_zip arrive base_model blob \
+  $(addprefix store/,archive_ahead archive_in archive_name archive_out archive_tar archive_unpack archive_zip arrive base_model blob \
     block_pipe \
     cache fsck fsck_repair gc id_set import import_adapter import_base import_land import_layer import_made import_overlay import_pack \
     import_sign \

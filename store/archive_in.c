@@ -11,83 +11,110 @@
 
 enum { READ_BYTES = 1 << 20 };
 
+/* What reads the file, and unpacks it; belongs to the thread that does once there is one. */
+struct source {
+    const char *path; // for messages
+    int fd;
+    char *buf;             // READ_BYTES as read
+    struct unpack *unpack; // NULL: the file is a plain tar or a zip
+    bool ended;            // the input's end was met
+    uint64_t packed;       // bytes read
+    int (*on_bytes)(void *arg, uint64_t bytes);
+    void *arg;
+    struct err err;
+};
+
 struct archive_in {
     char *path; // for messages; "-" for standard input
-    int fd;
+    struct source source;
     bool zip;
     uint64_t file_size; // 0: a pipe
     struct archive *la;
-    char *buf;             // READ_BYTES as read
-    struct gunzip *gunzip; // NULL: not gzip
-    char *plain;           // READ_BYTES as unpacked
-    bool started, ended;   // the first bytes were looked at; the input's end was met
+    struct ahead *ahead; // unpacked bytes; NULL: none are packed
+    bool started;        // the first bytes were looked at
     struct name_set *names;
     char *name; // of the entry in hand
     uint64_t size, n_entries;
-    uint64_t packed, unpacked; // bytes read and bytes given so far
-    int (*on_bytes)(void *arg, uint64_t bytes);
-    void *arg;
+    uint64_t packed, unpacked; // bytes read for what was given, and given, so far
     struct err read_err;
 };
 
 // ---- the file ----------------------------------------------------------------------------------
 
-/* Bytes of the file as they are; 0 at its end, -1 with a->read_err. */
-static ssize_t read_raw(struct archive_in *a)
+/* Bytes of the file as they are; 0 at its end, -1 with s->err. */
+static ssize_t read_raw(struct source *s)
 {
-    ssize_t n = sys_read(a->fd, a->buf, READ_BYTES);
+    ssize_t n = sys_read(s->fd, s->buf, READ_BYTES);
     if (n < 0)
-        err_set_errno(&a->read_err, errno, "%s: cannot read", a->path);
-    int rc = n > 0 && a->on_bytes ? a->on_bytes(a->arg, (uint64_t)n) : 0;
+        err_set_errno(&s->err, errno, "%s: cannot read", s->path);
+    int rc = n > 0 && s->on_bytes ? s->on_bytes(s->arg, (uint64_t)n) : 0;
     if (rc)
-        err_set(&a->read_err, rc, "%s: interrupted", a->path);
-    if (a->read_err.code)
+        err_set(&s->err, rc, "%s: interrupted", s->path);
+    if (s->err.code)
         return -1;
-    a->packed += (uint64_t)n;
+    s->packed += (uint64_t)n;
     return n;
 }
 
-static bool begin_gunzip(struct archive_in *a, size_t n)
+/* Unpacked bytes; as ahead_open() wants it. */
+static ssize_t fill(void *arg, void *buf, size_t room, uint64_t *packed)
 {
-    a->plain = sys_malloc(READ_BYTES);
-    if (!a->plain)
-        err_set(&a->read_err, ERR_NO_MEMORY, "%s: no memory to unpack it", a->path);
-    else if (gunzip_open(&a->gunzip, a->path, &a->read_err) == 0)
-        gunzip_give(a->gunzip, a->buf, n);
-    return !a->read_err.code;
-}
-
-/* Unpacked bytes of a gzip; as read_raw(). */
-static ssize_t read_gunzip(struct archive_in *a)
-{
+    struct source *s = arg;
     size_t got = 0;
     while (got == 0) {
-        if (gunzip_take(a->gunzip, a->plain, READ_BYTES, &got, &a->read_err) != 0)
+        if (unpack_take(s->unpack, buf, room, &got, &s->err) != 0)
             return -1;
-        if (got || !gunzip_hungry(a->gunzip))
+        *packed = s->packed;
+        if (got || !unpack_hungry(s->unpack))
             continue;
-        ssize_t n = a->ended ? 0 : read_raw(a);
-        a->ended |= n == 0;
-        if (n < 0 || (n == 0 && gunzip_end(a->gunzip, &a->read_err) != 0))
+        ssize_t n = s->ended ? 0 : read_raw(s);
+        s->ended |= n == 0;
+        if (n < 0 || (n == 0 && unpack_end(s->unpack, &s->err) != 0))
             return -1;
         if (n == 0)
             return 0;
-        gunzip_give(a->gunzip, a->buf, (size_t)n);
+        unpack_give(s->unpack, s->buf, (size_t)n);
     }
     return (ssize_t)got;
+}
+
+/* A pipe is not read ahead: nobody could end a thread that waits for it. */
+static bool begin_unpack(struct archive_in *a, enum unpack_kind kind, size_t n)
+{
+    if (unpack_open(&a->source.unpack, kind, a->path, &a->read_err) != 0)
+        return false;
+    unpack_give(a->source.unpack, a->source.buf, n);
+    return ahead_open(&a->ahead, a->file_size != 0, fill, &a->source, &a->read_err) == 0;
+}
+
+static ssize_t take_unpacked(struct archive_in *a, const void **data)
+{
+    ssize_t n = ahead_take(a->ahead, data, &a->packed);
+    if (n < 0)
+        a->read_err = a->source.err;
+    return n;
+}
+
+static ssize_t take_raw(struct archive_in *a, const void **data)
+{
+    ssize_t n = read_raw(&a->source);
+    *data = a->source.buf;
+    a->packed = a->source.packed;
+    if (n < 0)
+        a->read_err = a->source.err;
+    return n;
 }
 
 static la_ssize_t la_read(struct archive *la, void *arg, const void **data)
 {
     struct archive_in *a = arg;
-    ssize_t n = a->gunzip ? 0 : read_raw(a);
-    bool gzip = !a->started && !a->zip && n > 1 && memcmp(a->buf, "\x1f\x8b", 2) == 0;
-    a->started = true;
-    if (gzip && !begin_gunzip(a, (size_t)n))
-        n = -1;
-    else if (a->gunzip)
-        n = read_gunzip(a);
-    *data = a->gunzip ? a->plain : a->buf;
+    ssize_t n = a->ahead ? take_unpacked(a, data) : take_raw(a, data);
+    if (!a->started && !a->zip && n > 0) {
+        enum unpack_kind kind = unpack_kind_of(*data, (size_t)n);
+        a->started = true;
+        if (kind != UNPACK_NONE)
+            n = begin_unpack(a, kind, (size_t)n) ? take_unpacked(a, data) : -1;
+    }
     if (n < 0)
         archive_set_error(la, EIO, "%s", a->read_err.msg);
     return n;
@@ -96,7 +123,7 @@ static la_ssize_t la_read(struct archive *la, void *arg, const void **data)
 static la_int64_t la_seek(struct archive *la, void *arg, la_int64_t offset, int whence)
 {
     struct archive_in *a = arg;
-    off_t at = lseek(a->fd, offset, whence);
+    off_t at = lseek(a->source.fd, offset, whence);
     if (at < 0)
         archive_set_error(la, errno, "cannot seek");
     return at < 0 ? ARCHIVE_FATAL : at;
@@ -116,11 +143,11 @@ static int la_failed(struct archive_in *a, struct err *err)
 
 static int open_file(struct archive_in *a, const char *path, struct err *err)
 {
-    a->fd = path ? sys_open(path, O_RDONLY, 0) : STDIN_FILENO;
-    if (a->fd < 0)
+    a->source.fd = path ? sys_open(path, O_RDONLY, 0) : STDIN_FILENO;
+    if (a->source.fd < 0)
         return err_set_errno(err, errno, "%s: cannot open", path);
     struct stat st;
-    if (sys_fstat(a->fd, &st) != 0)
+    if (sys_fstat(a->source.fd, &st) != 0)
         return err_set_errno(err, errno, "%s: cannot stat", a->path);
     if (S_ISDIR(st.st_mode))
         return err_set(err, ERR_REFUSED, "%s: is a folder, wanted a pack", a->path);
@@ -128,8 +155,8 @@ static int open_file(struct archive_in *a, const char *path, struct err *err)
     if (!path)
         return 0;
     char magic[4];
-    a->zip = sys_pread(a->fd, magic, 4, 0) == 4 && memcmp(magic, "PK", 2) == 0;
-    return a->zip ? archive_zip_check(a->fd, a->file_size, a->path, err) : 0;
+    a->zip = sys_pread(a->source.fd, magic, 4, 0) == 4 && memcmp(magic, "PK", 2) == 0;
+    return a->zip ? archive_zip_check(a->source.fd, a->file_size, a->path, err) : 0;
 }
 
 static int open_la(struct archive_in *a, struct err *err)
@@ -142,7 +169,6 @@ static int open_la(struct archive_in *a, struct err *err)
         archive_read_set_seek_callback(a->la, la_seek);
     } else {
         archive_read_support_format_tar(a->la);
-        archive_read_support_filter_zstd(a->la);
     }
     archive_read_set_callback_data(a->la, a);
     archive_read_set_read_callback(a->la, la_read);
@@ -163,13 +189,11 @@ int archive_in_open(struct archive_in **out, const char *path,
     struct archive_in *a = sys_calloc(1, sizeof *a);
     if (!a)
         return err_set(err, ERR_NO_MEMORY, "no memory for an archive");
-    a->fd = -1;
-    a->on_bytes = on_bytes;
-    a->arg = arg;
     a->path = sys_strdup(path ? path : "-");
-    a->buf = sys_malloc(READ_BYTES);
-    int rc = a->path && a->buf ? name_set_open(&a->names, err)
-                               : err_set(err, ERR_NO_MEMORY, "no memory for an archive");
+    a->source = (struct source){
+        .path = a->path, .fd = -1, .buf = sys_malloc(READ_BYTES), .on_bytes = on_bytes, .arg = arg};
+    int rc = a->path && a->source.buf ? name_set_open(&a->names, err)
+                                      : err_set(err, ERR_NO_MEMORY, "no memory for an archive");
     if (!rc)
         rc = open_file(a, path, err);
     if (!rc)
@@ -188,13 +212,13 @@ void archive_in_free(struct archive_in *a)
         return;
     if (a->la)
         archive_read_free(a->la);
-    if (a->fd > STDIN_FILENO)
-        sys_close(a->fd);
-    gunzip_free(a->gunzip);
-    sys_free(a->plain);
+    ahead_free(a->ahead);
+    unpack_free(a->source.unpack);
+    if (a->source.fd > STDIN_FILENO)
+        sys_close(a->source.fd);
     name_set_free(a->names);
     sys_free(a->name);
-    sys_free(a->buf);
+    sys_free(a->source.buf);
     sys_free(a->path);
     sys_free(a);
 }
@@ -280,12 +304,13 @@ static int take_entry(struct archive_in *a, struct archive_entry *e, const char 
     return rc ? rc : name_set_add(a->names, a->path, *clean, err);
 }
 
-/* What follows the end of a tar is padding; a gzip's checksum stands behind it. */
+/* What follows the end of a tar is padding; a packed stream's checksum stands behind it. */
 static int finish(struct archive_in *a, struct err *err)
 {
     uint64_t rest = 0, most = (uint64_t)LIMIT_PACK_FREE_MIB << 20;
-    while (a->gunzip && rest <= most) {
-        ssize_t n = read_gunzip(a);
+    const void *data;
+    while (a->ahead && rest <= most) {
+        ssize_t n = take_unpacked(a, &data);
         if (n < 0)
             return la_failed(a, err);
         if (n == 0)
@@ -319,7 +344,7 @@ int archive_in_next(struct archive_in *a, struct archive_in_entry *out, bool *mo
     }
 }
 
-/* Packed bytes that the reader took; in a tar.gz the last of them may be ahead by a buffer. */
+/* Packed bytes that the reader took; in a packed tar the last of them may be ahead by a buffer. */
 static int check_ratio(struct archive_in *a, struct err *err)
 {
     char shown[128];

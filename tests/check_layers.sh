@@ -35,7 +35,7 @@ find "${folders[@]}" -type f \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 
         home["^(pcre2|utf8proc)\\.h$"] = "^libcore/(text/[a-z_0-9]+|format/peft[a-z_]*)\\.[ch]$"
         home["^openssl/"] = "^(libcore/base/digest|store/sign)\\.c$"
         home["^zlib\\.h$"] = "^store/archive[a-z_]*\\.[ch]$"
-        home["^zstd\\.h$"] = "^store/archive[a-z_]*\\.[ch]$"
+        home["^zstd(_errors)?\\.h$"] = "^store/archive[a-z_]*\\.[ch]$"
         home["^(cuda|cublas|nv|mma|cooperative_groups|cub/|cutlass)"] = "^kernels/cuda/"
         home["^jansson\\.h$"] = "."
         # The C library and the kernel: anybody.

@@ -158,6 +158,87 @@ TEST(what_arrived_in_part_is_gone_on_with)
     sys_free(path);
 }
 
+static int add_up(void *arg, const void *data, size_t n, struct err *err)
+{
+    return digest_update(arg, data, n, err);
+}
+
+/* Reads all entries; *got is the digest of the last one's bytes. */
+static int read_packed(const char *path, struct digest *got, struct err *err)
+{
+    struct archive_in *in;
+    struct archive_in_entry e;
+    bool more = false;
+    int rc = archive_in_open(&in, path, NULL, NULL, err);
+    while (!rc && (rc = archive_in_next(in, &e, &more, err)) == 0 && more) {
+        struct digest_state *d;
+        rc = digest_open(&d, err);
+        if (!rc)
+            rc = archive_in_data(in, add_up, d, err);
+        if (!rc)
+            rc = digest_final(d, got, err);
+        digest_free(d);
+    }
+    archive_in_free(in);
+    return rc;
+}
+
+static void spoil(const char *path, const char *to, size_t size, size_t flip)
+{
+    char *data;
+    size_t n;
+    struct err err = {0};
+    CHECK_OK(file_read(path, SIZE_MAX / 2, &data, &n, &err), err);
+    if (flip)
+        data[flip % n] ^= 4;
+    sys_unlink(to);
+    CHECK_OK(file_write_atomic(to, data, size && size < n ? size : n, &err), err);
+    sys_free(data);
+}
+
+TEST(packed_tars_are_unpacked_ahead_of_the_reader)
+{
+    enum { SIZE = (9 << 20) + 5 };
+    static const enum archive_kind kinds[] = {ARCHIVE_KIND_TAR_ZST, ARCHIVE_KIND_TAR_GZ};
+    char *data = malloc(SIZE), *bad = tmp_path("bad");
+    uint32_t x = 1;
+    for (size_t i = 0; i < SIZE; i++)
+        data[i] = (char)((x = x * 1664525 + 1013904223) >> 26); // six bits in eight
+    struct digest want = digest_of(data, SIZE), got = {{0}};
+    for (int k = 0; k < 2; k++) {
+        struct archive_out *out;
+        struct archive_in *in;
+        struct archive_in_entry e;
+        struct err err = {0};
+        uint64_t bytes;
+        bool more;
+        char *path = tmp_path(k ? "ahead.tar.gz" : "ahead.tar.zst");
+        const struct archive_item item = {.name = "x", .size = SIZE, .data = data};
+        CHECK_OK(archive_out_open(&out, path, kinds[k], NULL, NULL, &err), err);
+        CHECK_OK(archive_out_put(out, &item, &err), err);
+        CHECK_OK(archive_out_finish(out, false, &bytes, &err), err);
+        archive_out_free(out);
+        CHECK_OK(read_packed(path, &got, &err), err);
+        EXPECT(digest_equal(&got, &want));
+        // One that is given up while the thread is at work.
+        CHECK_OK(archive_in_open(&in, path, NULL, NULL, &err), err);
+        CHECK_OK(archive_in_next(in, &e, &more, &err), err);
+        archive_in_free(in);
+        static const size_t cuts[] = {20, 1 << 20, 5 << 20};
+        for (size_t i = 0; i < 3; i++) {
+            spoil(path, bad, cuts[i], 0);
+            CHECK_CODE(read_packed(bad, &got, &err), ERR_CORRUPT, err);
+        }
+        spoil(path, bad, 0, 3 << 20);
+        CHECK_CODE(read_packed(bad, &got, &err), ERR_CORRUPT, err);
+        spoil(path, bad, bytes - 2, 0); // only the checksum is not whole
+        CHECK_CODE(read_packed(bad, &got, &err), ERR_CORRUPT, err);
+        sys_free(path);
+    }
+    free(data);
+    sys_free(bad);
+}
+
 TEST(references_to_registries)
 {
     static const char *const bad[] = {
