@@ -42,6 +42,9 @@ bundle: all ## build/lora-VERSION-MACHINE.tar.gz: the program with its libraries
 # lora_cuda.so beside the program, which opens it when it is there (and a link beside build/lora). CUDA's libraries are found by the toolkit's own folder.
 NVCC      ?= $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 CUDA_ARCH ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_89,code=sm_89 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
+# Files of instructions that only sm_90a has; reached after the card was asked.
+CUDA_90A  := $(addprefix kernels/cuda/,attention_hopper.cu gemm_prefill.cu)
+ARCH_90A  := -gencode arch=compute_90a,code=sm_90a
 CUDA_HOME  = $(patsubst %/bin/,%,$(dir $(NVCC)))
 CUDA_SRC  := $(sort $(wildcard kernels/cuda/*.cu))
 CUDA_C    := $(sort $(wildcard kernels/cuda/*.c)) kernels/choices.c kernels/image.c kernels/loaded.c kernels/segment_order.c
@@ -61,7 +64,7 @@ $(B)/lora_cuda.so: $(CUDA_OBJ)
 $(B)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(call SAY,NVCC)
-	$(Q)$(NVCC) -std=c++17 -O3 -lineinfo $(CUDA_ARCH) -I. -Xcompiler -fPIC,-Wall,-Wextra -MMD -MF $(@:.o=.d) -c -o $@ $<
+	$(Q)$(NVCC) -std=c++17 -O3 -lineinfo $(if $(filter $<,$(CUDA_90A)),$(ARCH_90A),$(CUDA_ARCH)) -I. -Xcompiler -fPIC,-Wall,-Wextra -MMD -MF $(@:.o=.d) -c -o $@ $<
 
 $(B)/%.cuda.o: %.c
 	@mkdir -p $(@D)

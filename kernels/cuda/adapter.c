@@ -39,6 +39,11 @@ static uint32_t round8(uint32_t n)
     return (n + 7) / 8 * 8;
 }
 
+static uint32_t round16(uint32_t n)
+{
+    return (n + 15) / 16 * 16;
+}
+
 // ---- the plan
 
 static bool same_site(const struct record *x, const struct record *y)
@@ -339,6 +344,7 @@ struct tables {
     uint32_t n_replaced, vocab;
     const struct adapter_replacement *given;
     uint32_t n_given;
+    uint32_t width16;
 };
 
 static uint64_t device_address(const struct tables *t, uint64_t offset)
@@ -436,7 +442,12 @@ static int bind_matrix(struct tables *t, const struct record *r, const struct de
     s->n_groups = n_a_units(r);
     if (r->a.n_units)
         s->a = list_units(t, &r->a);
+    const struct cu_part *before = s->n_parts ? &s->parts[s->n_parts - 1] : NULL;
+    uint32_t col16 = before ? before->col16 + round16(before->rank) : 0;
+    if (col16 + round16(r->rank) > t->width16)
+        t->width16 = col16 + round16(r->rank);
     s->parts[s->n_parts++] = (struct cu_part){.col0 = r->col0,
+                                              .col16 = col16,
                                               .rank = r->rank,
                                               .rank8 = round8(r->rank),
                                               .out0 = r->row0,
@@ -575,6 +586,7 @@ int cuda_adapter_load(struct backend *be, struct device_model *m, uint32_t slot,
         s->width = t.h.width;
         s->vocab = t.vocab;
         s->embed_rows = t.embed.full_rows;
+        s->width16 = t.width16;
         s->replaced = t.replaced;
         s->n_replaced = t.n_replaced;
         t.replaced = NULL;

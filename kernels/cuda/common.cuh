@@ -46,6 +46,13 @@ __device__ __forceinline__ void cp_async_16(uint32_t dst, const void *src, uint3
                  : "memory");
 }
 
+/* 4 bytes, through L1; 0 src_bytes: zeros. */
+__device__ __forceinline__ void cp_async_4(uint32_t dst, const void *src, uint32_t src_bytes)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(src_bytes)
+                 : "memory");
+}
+
 /* The same for a stream that is read once: 256-byte prefetch into L2, evicted first. */
 __device__ __forceinline__ void cp_async_16_stream(uint32_t dst, const void *src,
                                                    uint32_t src_bytes)

@@ -79,6 +79,7 @@ struct cuda_slot {
     unsigned kinds;
     uint64_t key;               // segment_key()
     uint32_t width;             // columns of v: the widest site's stacked ranks
+    uint32_t width16;           // the same with every module's rank rounded up to 16
     uint32_t vocab, embed_rows; // 0, or the rows of its own head and embedding
     struct cuda_replaced *replaced;
     uint32_t n_replaced;
@@ -132,6 +133,7 @@ struct cuda_run {
     uint32_t n_decode;     // rows (a bound when recorded)
     int kinds;             // 0 none, 1 additive, 2 all
     bool replaces;         // whole weights or rows: never recorded
+    bool single;           // one op alone: nothing of the next one in it
     const uint8_t *meta;   // device, laid out by `at`
     struct cuda_layout at;
     const struct step *step; // NULL when recorded
@@ -197,8 +199,9 @@ struct device_model {
     uint8_t *meta, *extra, *results; // device
     size_t meta_bytes, extra_bytes, results_bytes;
     size_t max_biases, max_history, max_items, max_blocks; // what `extra` holds, in this order
-    int32_t *tokens;                                       // device, resolved
-    int32_t *prev_ids;                                     // device
+    uint32_t query_rows; // of a block of the prefill's attention: CU_QUERY_ROWS or CU_HOPPER_ROWS
+    int32_t *tokens;     // device, resolved
+    int32_t *prev_ids;   // device
     struct cuda_moe moe;
     struct cuda_flight flights[CUDA_IN_FLIGHT];
     struct cuda_graph graphs[CUDA_MAX_GRAPHS];
@@ -327,6 +330,16 @@ int cuda_op_sample(struct device_model *m, const struct cuda_run *run);
 
 /* ---- access.c ---- */
 extern const struct op_access cuda_op_access;
+
+/* ---- forward_large.c: steps of more than CU_SMALL_ROWS rows ---- */
+/* v of the rows' adapters and the site's product (float32 at `wide`, or y16); *e says what is left
+ * to its consumer: y16 is m->act when the activation is done, too. */
+int cuda_linear_large(struct device_model *m, const struct cuda_run *run,
+                      const struct cuda_list *items, enum site site, struct cu_gemm *g, float *wide,
+                      struct cu_expand *e);
+/* Whether y16 lacks nothing but the base's bias, as between_large takes it. */
+bool cuda_complete(const struct device_model *m, const struct cuda_run *run,
+                   const struct cu_expand *e);
 
 /* ---- gemm_large.c: y[T, N] = x[T, K] W^T through cuBLASLt ---- */
 int lt_open(struct device_model *m, struct err *err);

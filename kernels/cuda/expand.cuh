@@ -77,7 +77,7 @@ template <int NTB, int TILES, int KINDS, typename OutOf> struct Expander {
                 continue;
             item->b = (const uint8_t *)p.b[local / CU_B_BLOCK] +
                       (size_t)(local % CU_B_BLOCK / 16) * p.rank8 * 32;
-            item->column = e.columns[i] + p.col0;
+            item->column = e.columns[i] + (e.v_padded ? p.col16 : p.col0);
             item->first = (uint16_t)(max(s.row0, t0) - t0);
             item->last = (uint16_t)(min(s.row0 + s.n_rows, end) - t0);
             item->rank = (uint16_t)p.rank;

@@ -87,18 +87,6 @@ static int plan(struct device_model *m, const struct cuda_run *run, const struct
     return 0;
 }
 
-/* Planes of v that a large step's shrink makes: enough work items for the card, within v. */
-static uint32_t large_planes(const struct device_model *m, const struct cuda_run *run, uint32_t t,
-                             uint32_t k, uint32_t n_items)
-{
-    uint32_t want = (2 * (uint32_t)m->be->n_sms + n_items) / (n_items ? n_items : 1);
-    uint32_t steps = (k + 127) / 128, room = (uint32_t)(m->v_floats / ((uint64_t)t * run->v_width));
-    want = want < 8 ? want : 8;
-    want = want < steps ? want : steps;
-    want = want < room ? want : room;
-    return want ? want : 1;
-}
-
 static uint32_t min_u32(uint32_t a, uint32_t b)
 {
     return a < b ? a : b;
@@ -185,17 +173,7 @@ static int linear(struct device_model *m, const struct cuda_run *run, const stru
         g.n_ctas = (uint32_t)m->be->n_sms;
         TRY(cu_gemm_small(&g, m->compute));
     } else {
-        bool wide = site == SITE_HEAD;
-        TRY(lt_gemm(m, w, x, wide ? (void *)head_y : m->y16, t, n, k, wide, m->compute));
-        e->y = wide ? head_y : NULL;
-        e->y16 = wide ? NULL : m->y16;
-        e->v_width = g.s_width = run->v_width;
-        if (run->kinds && run->v_width) {
-            uint32_t planes = large_planes(m, run, t, k, s->shrink->n);
-            e->v16 = m->v16;
-            TRY(cu_shrink(&g, s->shrink->segment, s->shrink->row, s->shrink->n, planes, m->v16,
-                          m->compute));
-        }
+        TRY(cuda_linear_large(m, run, s->shrink, site, &g, site == SITE_HEAD ? head_y : NULL, e));
     }
     return run->replaces ? replace_rows(m, s, layer, site, x, k, e) : 0;
 }
@@ -215,8 +193,12 @@ static struct cu_norm norm_of(const struct device_model *m, const struct cuda_ru
 
 static struct cu_pages pages_of(const struct device_model *m, const struct cuda_run *run)
 {
-    return (struct cu_pages){m->pool, m->page_bytes, m->pages_per_chunk, m->limits.page_tokens,
-                             meta_at(run, run->at.pages)};
+    return (struct cu_pages){m->pool,
+                             m->page_bytes,
+                             m->pages_per_chunk,
+                             m->limits.page_tokens,
+                             meta_at(run, run->at.pages),
+                             m->n_chunks};
 }
 
 static int attention(struct device_model *m, const struct cuda_run *run, const struct space *s,
@@ -235,6 +217,9 @@ static int attention(struct device_model *m, const struct cuda_run *run, const s
     const struct cuda_counts *counts = meta_at(run, run->at.counts);
     if (run->n_decode)
         TRY(cu_attention_decode(&a, &s->r, &counts->n_decode_rows, run->n_decode, m->compute));
+    if (m->query_rows == CU_HOPPER_ROWS)
+        return cu_attention_hopper(&a, &s->r, run->blocks.segment, run->blocks.row, run->blocks.n,
+                                   m->compute);
     return cu_attention_prefill(&a, &s->r, run->blocks.segment, run->blocks.row, run->blocks.n,
                                 m->compute);
 }
@@ -248,6 +233,8 @@ static int end_residual(struct device_model *m, const struct cuda_run *run, cons
     uint32_t d = m->config->d_model;
     struct cu_norm after = norm_of(m, run, layer, post);
     bool has_post = m->config->post_norms;
+    if (cuda_complete(m, run, e) && !has_post && d <= 8192)
+        return cu_residual_norm_large(e, m->x, next, m->h, m->compute);
     TRY(cu_residual(e, m->x, has_post ? m->post : NULL, m->compute));
     if (!has_post && !next)
         return 0;
@@ -280,15 +267,24 @@ static int layer_forward(struct device_model *m, const struct cuda_run *run, con
     struct cu_pages pages = pages_of(m, run);
     struct cu_expand e;
     TRY(linear(m, run, s, layer, SITE_QKV, m->h, &e));
-    TRY(cu_rope_write(&e, &s->r, &heads, &q_norm, &k_norm, trig, &pages, m->q, m->compute));
+    if (cuda_complete(m, run, &e) && c->rotary_dim == c->head_dim &&
+        (c->head_dim == 64 || c->head_dim == 128 || c->head_dim == 256))
+        TRY(cu_rope_write_large(&e, &s->r, &heads, &q_norm, &k_norm, trig, &pages, m->q,
+                                m->compute));
+    else
+        TRY(cu_rope_write(&e, &s->r, &heads, &q_norm, &k_norm, trig, &pages, m->q, m->compute));
     TRY(attention(m, run, s, &heads));
     TRY(linear(m, run, s, layer, SITE_O, m->attn, &e));
     TRY(end_residual(m, run, s, &e, layer, NORM_ATTN_POST, &mlp));
     if (c->layers[layer].moe) {
         TRY(cuda_moe_forward(m, run, &s->r, s->columns, layer, &e));
     } else {
+        int gelu = c->activation == ACTIVATION_GELU_TANH;
         TRY(linear(m, run, s, layer, SITE_GATE_UP, m->h, &e));
-        TRY(cu_activation(&e, c->d_ff, c->activation == ACTIVATION_GELU_TANH, m->act, m->compute));
+        if (cuda_complete(m, run, &e) && e.y16 != m->act && c->d_ff % 8 == 0)
+            TRY(cu_activation_large(&e, c->d_ff, gelu, m->act, m->compute));
+        else if (e.y16 != m->act) // else the product has done it
+            TRY(cu_activation(&e, c->d_ff, gelu, m->act, m->compute));
         TRY(linear(m, run, s, layer, SITE_DOWN, m->act, &e));
     }
     return end_residual(m, run, s, &e, layer, NORM_MLP_POST, last ? NULL : &next);
@@ -405,7 +401,9 @@ int cuda_op_linear(struct device_model *m, const struct cuda_run *run, bool head
                    enum site site, const void *x, struct cu_expand *e)
 {
     struct space s = space_of(m, run, head);
-    return linear(m, run, &s, layer, site, x, e);
+    struct cuda_run alone = *run;
+    alone.single = true;
+    return linear(m, &alone, &s, layer, site, x, e);
 }
 
 int cuda_op_norm(struct device_model *m, const struct cuda_run *run, bool head, uint32_t layer,

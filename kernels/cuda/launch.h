@@ -38,6 +38,7 @@ struct cu_part {
     uint32_t rank8; // rank rounded up to 8: B is padded to it
     uint32_t out0;  // first output
     uint32_t n_out;
+    uint32_t col16;         // col0 with the ranks before it rounded up to 16: columns of v16
     float scale;            // alpha / r
     const void *const *b;   // B in fragment order, one pointer per CU_B_BLOCK outputs
     const float *gain;      // [n_out] or NULL
@@ -120,7 +121,8 @@ struct cu_expand {
     const float *v;  // planes [.][T, v_width], or NULL with
     const void *v16; // bf16 [T, v_width], scaled already
     uint32_t v_planes, v_width;
-    int kinds; // 0 none, 1 additive, 2 all
+    int v_padded; // columns of a module in v are its col16, not its col0
+    int kinds;    // 0 none, 1 additive, 2 all
 };
 
 /* Addresses of KV pages. */
@@ -129,6 +131,7 @@ struct cu_pages {
     uint64_t page_bytes;
     uint32_t pages_per_chunk, page_tokens;
     const uint32_t *table; // the step's page ids
+    uint32_t n_chunks;     // of the pool
 };
 
 /* A sequence as the device reads it: struct step_sequence. */
@@ -203,6 +206,18 @@ int cu_residual(const struct cu_expand *e, float *x, float *out, cudaStream_t st
 int cu_activation(const struct cu_expand *e, uint32_t d_ff, int gelu, void *act,
                   cudaStream_t stream);
 
+/* between_large: the same for many rows whose y16 is complete but for the base's bias (kinds 0);
+ * norms not replaced, head_dim 64, 128 or 256 and rotated whole, widths multiples of 8. */
+int cu_rope_write_large(const struct cu_expand *e, const struct cu_rows *r,
+                        const struct cu_heads *h, const struct cu_norm *q_norm,
+                        const struct cu_norm *k_norm, const float *trig,
+                        const struct cu_pages *pages, void *q, cudaStream_t stream);
+/* x += y, then h = norm(x) in bf16 when norm is given; N <= 8192. */
+int cu_residual_norm_large(const struct cu_expand *e, float *x, const struct cu_norm *norm, void *h,
+                           cudaStream_t stream);
+int cu_activation_large(const struct cu_expand *e, uint32_t d_ff, int gelu, void *act,
+                        cudaStream_t stream);
+
 /* out[T, n_heads * head_dim] bf16. Decode rows are one a sequence and stand first. */
 struct cu_attention {
     struct cu_heads heads;
@@ -220,11 +235,38 @@ int cu_attention_prefill(const struct cu_attention *a, const struct cu_rows *r,
                          const uint32_t *block_sequence, const uint32_t *block_row,
                          uint32_t n_blocks, cudaStream_t stream);
 
+/* The same on Hopper, blocks of CU_HOPPER_ROWS rows; for heads and pages that it takes. */
+enum { CU_HOPPER_ROWS = 128 };
+int cu_attention_hopper_takes(uint32_t head_dim, uint32_t page_tokens);
+int cu_attention_hopper(const struct cu_attention *a, const struct cu_rows *r,
+                        const uint32_t *block_sequence, const uint32_t *block_row,
+                        uint32_t n_blocks, cudaStream_t stream);
+
 /* v16[T, s_width] = scale x A^T in bf16 for T > CU_SMALL_ROWS, by way of n_planes of g->s; items of
  * at most CU_SHRINK_ROWS rows of a segment. */
 enum { CU_SHRINK_ROWS = 64 };
 int cu_shrink(const struct cu_gemm *g, const uint32_t *item_segment, const uint32_t *item_row,
               uint32_t n_items, uint32_t n_planes, void *v16, cudaStream_t stream);
+
+/* gemm_prefill: y = x W^T, with adapters + v B^T, on Hopper (compute capability 9.0), any T.
+ * CU_STORE: y bf16 [T, N]; else N / 2 gates and ups, y bf16 [T, N / 2] = f(gate) up.
+ * N a multiple of 16 (32 with gates), K of 8, first outputs of modules of 16. */
+enum cu_epilogue { CU_STORE, CU_SILU, CU_GELU };
+struct cu_prefill {
+    const void *w, *x; // bf16 [N, K], [T, K]
+    void *y;
+    uint32_t t, n, k, n_ctas;
+    enum cu_epilogue epilogue;
+    const struct cu_segment *segments; // NULL: no adapters
+    const struct cu_site *sites;
+    uint32_t site_stride;
+    const uint32_t *n_segments;
+    const uint32_t *columns; // [segment]: first column of its v, a multiple of 16
+    const void *v16;         // bf16 [T, v_width], scaled; ranks rounded up to 16 with zeros
+    uint32_t v_width;        // a multiple of 16
+    int tile;
+};
+int cu_gemm_prefill(const struct cu_prefill *g, cudaStream_t stream);
 
 /* Rows [row0, row0 + n_rows) of y at outputs out_ids[i] (NULL: out0 + i) become x w_i^T. */
 struct cu_replace {

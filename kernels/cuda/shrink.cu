@@ -1,9 +1,11 @@
 /*
- * shrink: v[plane][T, .] = x A^T of every segment of a step with many rows (T > CU_SMALL_ROWS).
+ * shrink: v = x A^T of every segment of a step with many rows (T > CU_SMALL_ROWS).
  *
  * A work item is 64 tokens of one segment (the host lists them) x a split of k; it reads x once for
  * all the ranks of its adapter, up to 64 at a time. A stands on the MMA's M side, tokens on its N
  * side; what of the 8 warps the ranks do not need goes to a split of k, summed in shared memory.
+ * The splits of an item are one cluster on Hopper, which sums through its shared memory; elsewhere
+ * they write planes, which a second kernel sums. Either way in a fixed order.
  */
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/launch.h"
@@ -17,6 +19,26 @@ constexpr int THREADS = 256, TOKENS = 64, STEP_K = 128, STAGES = 3, REDUCE_ROWS 
 constexpr int X_STAGE = TOKENS * STEP_K * 2, A_STAGE = 64 * STEP_K * 2;
 constexpr int BYTES = STAGES * (X_STAGE + A_STAGE);
 
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void cluster_sync()
+{
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+/* From the shared memory of a CTA of the cluster. */
+__device__ __forceinline__ float cluster_load(uint32_t address, uint32_t cta)
+{
+    float v;
+    asm volatile("{\n.reg .b32 remote;\n"
+                 "mapa.shared::cluster.u32 remote, %1, %2;\n"
+                 "ld.shared::cluster.f32 %0, [remote];\n}"
+                 : "=f"(v)
+                 : "r"(address), "r"(cta)
+                 : "memory");
+    return v;
+}
+#endif
+
 __device__ __forceinline__ uint32_t address(uint32_t base, int r, int c)
 {
     return base + r * (STEP_K * 2) + ((c ^ (r & 7)) << 4);
@@ -27,6 +49,20 @@ struct Item {
     const cu_site *site;
     uint32_t k0, k1;
 };
+
+/* Row c of a site's stacked A as its column of v16, and the zeros up to the next module's. */
+__device__ void store_v16(const cu_site &site, uint32_t c, float sum, float scale, bf16 *v)
+{
+    for (uint32_t k = 0; k < site.n_parts; k++) {
+        const cu_part &p = site.parts[k];
+        uint32_t r = c - p.col0;
+        if (r >= p.rank)
+            continue;
+        v[p.col16 + r] = __float2bfloat16(sum * p.scale * scale);
+        for (uint32_t pad = p.rank; r + 1 == p.rank && pad % 16; pad++)
+            v[p.col16 + pad] = __float2bfloat16(0.f);
+    }
+}
 
 struct Tile {
     const cu_gemm &g;
@@ -77,8 +113,9 @@ struct Tile {
         }
     }
 
-    /* red: [split][token][rank of 64] */
-    __device__ void store(uint32_t groups, float acc[4][4], float *red) const
+    /* red: [split][token][rank of 64]; then its sums over the warps' splits, [token][rank] at sums
+     */
+    __device__ void sum_warps(uint32_t groups, float acc[4][4], float *red, float *sums) const
     {
         uint32_t half = warp & 1, group = (warp >> 1) % groups, split = (warp >> 1) / groups;
 #pragma unroll
@@ -91,19 +128,53 @@ struct Tile {
             }
         }
         __syncthreads();
-        float *v = g.s + (size_t)blockIdx.y * g.t * g.s_width;
-        uint32_t n = min(it.n_groups * 16, it.site->n_rows - it.group0 * 16), n_split = 4 / groups;
+        uint32_t n = ranks(), n_split = 4 / groups;
         for (uint32_t p = tid; p < it.n_rows * n; p += THREADS) {
             uint32_t t = p / n, r = p % n;
             float sum = 0;
             for (uint32_t s = 0; s < n_split; s++)
                 sum += red[(s * TOKENS + t) * 65 + r];
-            v[(size_t)(it.row0 + t) * g.s_width + it.column + it.group0 * 16 + r] = sum;
+            sums[t * 64 + r] = sum;
         }
         __syncthreads();
     }
 
-    __device__ void run(uint8_t *smem)
+    /* Of this pass. */
+    __device__ uint32_t ranks() const
+    {
+        return min(it.n_groups * 16, it.site->n_rows - it.group0 * 16);
+    }
+
+    __device__ void store_plane(const float *sums) const
+    {
+        float *v = g.s + (size_t)blockIdx.y * g.t * g.s_width;
+        uint32_t n = ranks();
+        for (uint32_t p = tid; p < it.n_rows * n; p += THREADS) {
+            uint32_t t = p / n, r = p % n;
+            v[(size_t)(it.row0 + t) * g.s_width + it.column + it.group0 * 16 + r] =
+                sums[t * 64 + r];
+        }
+    }
+
+    /* Every CTA of the cluster finishes a part of the item. */
+    __device__ void store_cluster(const float *sums, float scale, bf16 *v16) const
+    {
+#if __CUDA_ARCH__ >= 900
+        uint32_t n = ranks(), address = shared_address(sums);
+        cluster_sync();
+        for (uint32_t p = blockIdx.y * THREADS + tid; p < it.n_rows * n; p += gridDim.y * THREADS) {
+            uint32_t t = p / n, r = p % n;
+            float sum = 0;
+            for (uint32_t c = 0; c < gridDim.y; c++)
+                sum += cluster_load(address + (t * 64 + r) * 4, c);
+            store_v16(*it.site, it.group0 * 16 + r, sum, scale,
+                      v16 + (size_t)(it.row0 + t) * g.s_width + it.column);
+        }
+        cluster_sync();
+#endif
+    }
+
+    __device__ void run(uint8_t *smem, float scale, bf16 *v16)
     {
         uint32_t groups = it.n_groups > 2 ? 4 : it.n_groups;
         uint32_t n = (it.k1 - it.k0 + STEP_K - 1) / STEP_K;
@@ -123,12 +194,19 @@ struct Tile {
         }
         cp_async_wait<0>();
         __syncthreads();
-        store(groups, acc, (float *)smem);
+        float *sums = (float *)smem + 4 * TOKENS * 65;
+        sum_warps(groups, acc, (float *)smem, sums);
+        if (v16)
+            store_cluster(sums, scale, v16);
+        else
+            store_plane(sums);
+        __syncthreads();
     }
 };
 
 __global__ void __launch_bounds__(THREADS)
-    shrink_kernel(const cu_gemm g, const uint32_t *item_segment, const uint32_t *item_row)
+    shrink_kernel(const cu_gemm g, const uint32_t *item_segment, const uint32_t *item_row,
+                  bf16 *v16)
 {
     extern __shared__ __align__(128) uint8_t smem[];
     pdl_launch_dependents();
@@ -154,11 +232,11 @@ __global__ void __launch_bounds__(THREADS)
     for (uint32_t group = 0; group < site->n_groups; group += 4) {
         tile.it.group0 = group;
         tile.it.n_groups = min(4u, site->n_groups - group);
-        tile.run(smem);
+        tile.run(smem, s.scale, v16);
     }
 }
 
-/* v16 = scale * sum of planes; a CTA has 8 rows of an item. */
+/* The sum of planes; a CTA has 8 rows of an item. */
 __global__ void __launch_bounds__(THREADS)
     reduce_kernel(const cu_gemm g, const uint32_t *item_segment, const uint32_t *item_row,
                   uint32_t n_planes, bf16 *v16)
@@ -174,20 +252,43 @@ __global__ void __launch_bounds__(THREADS)
     for (uint32_t i = threadIdx.x; i < n_rows * n; i += THREADS) {
         uint32_t c = i % n;
         size_t at = (size_t)(s.row0 + row + i / n) * g.s_width + g.columns[idx] + c;
-        float sum = 0, scale = 0;
-        float v[8];
+        float sum = 0, v[8];
 #pragma unroll
         for (int p = 0; p < 8; p++) // cu_shrink makes at most eight planes
             v[p] = p < (int)n_planes ? __ldcg(g.s + p * ((size_t)g.t * g.s_width) + at) : 0.f;
 #pragma unroll
         for (int p = 0; p < 8; p++)
             sum += v[p];
-        for (uint32_t k = 0; k < site.n_parts; k++) {
-            if (c >= site.parts[k].col0 && c < site.parts[k].col0 + site.parts[k].rank)
-                scale = site.parts[k].scale * s.scale;
-        }
-        v16[at] = __float2bfloat16(sum * scale);
+        store_v16(site, c, sum, s.scale, v16 + at - c);
     }
+}
+
+bool clusters_work()
+{
+    int device = 0, major = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+               cudaSuccess &&
+           major >= 9;
+}
+
+cudaError_t launch_cluster(const cu_gemm &g, const uint32_t *item_segment, const uint32_t *item_row,
+                           uint32_t n_items, uint32_t n_planes, bf16 *v16, cudaStream_t stream)
+{
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(n_items, n_planes);
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = BYTES;
+    config.stream = stream;
+    cudaLaunchAttribute attributes[2];
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.z = 1;
+    attributes[1].val.clusterDim.y = n_planes;
+    config.attrs = attributes;
+    config.numAttrs = 2;
+    return cudaLaunchKernelEx(&config, shrink_kernel, g, item_segment, item_row, v16);
 }
 
 } // namespace
@@ -198,13 +299,18 @@ extern "C" int cu_shrink(const struct cu_gemm *g, const uint32_t *item_segment,
 {
     if (n_items == 0)
         return 0;
-    static_assert(BYTES >= 4 * TOKENS * 65 * 4, "the sums lie in the ring");
+    static_assert(BYTES >= 4 * TOKENS * 65 * 4 + TOKENS * 64 * 4, "the sums lie in the ring");
     static bool ready[16];
     cudaError_t e = allow_shared(shrink_kernel, BYTES, ready);
     if (e != cudaSuccess)
         return e;
+    if (clusters_work()) {
+        while (n_planes & (n_planes - 1)) // a cluster has 1, 2, 4 or 8 CTAs
+            n_planes--;
+        return launch_cluster(*g, item_segment, item_row, n_items, n_planes, (bf16 *)v16, stream);
+    }
     e = launch_pdl(shrink_kernel, dim3(n_items, n_planes), dim3(THREADS), BYTES, stream, *g,
-                   item_segment, item_row);
+                   item_segment, item_row, (bf16 *)NULL);
     if (e != cudaSuccess)
         return e;
     return launch_pdl(reduce_kernel, dim3(n_items, TOKENS / REDUCE_ROWS), dim3(THREADS), 0, stream,

@@ -70,6 +70,9 @@ int cuda_steps_open(struct device_model *m, struct err *err)
     m->max_history = (size_t)l->max_pages * l->page_tokens + l->max_logit_rows;
     m->max_items = l->max_rows / CU_SHRINK_ROWS + l->max_segments + 1ull;
     m->max_blocks = l->max_rows / CU_QUERY_ROWS + l->max_sequences + 1ull;
+    bool hopper = m->be->capability == 90 && !m->be->deterministic &&
+                  cu_attention_hopper_takes(m->config->head_dim, l->page_tokens);
+    m->query_rows = hopper ? CU_HOPPER_ROWS : CU_QUERY_ROWS;
     m->extra_bytes = m->max_biases * sizeof(struct cu_token_bias) + m->max_history * 4 +
                      (4 * m->max_items + 2 * m->max_blocks) * 4;
     m->ids = sys_calloc(n, sizeof *m->ids);
@@ -141,22 +144,23 @@ static int set_owners(struct device_model *m, const struct step_segment *g, uint
     return 0;
 }
 
-/* First column of v of every segment, so that segments of the same row lie side by side. Returns
- * the columns needed. */
+/* First column of v of every segment, so that segments of the same row lie side by side. Among many
+ * rows every module begins at a multiple of 16 columns. Returns the columns needed. */
 static uint32_t set_columns(const struct device_model *m, const struct step_segment *g, uint32_t n,
-                            uint32_t *columns)
+                            bool many, uint32_t *columns)
 {
     uint32_t widest = 0;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t at = 0;
         for (uint32_t j = i; j-- > 0;) {
-            uint32_t end = columns[j] + m->slots[g[j].slot].width;
+            const struct cuda_slot *other = &m->slots[g[j].slot];
+            uint32_t end = columns[j] + (many ? other->width16 : other->width);
             bool meet = g[j].row0 + g[j].n_rows > g[i].row0 && g[i].row0 + g[i].n_rows > g[j].row0;
             if (meet && end > at)
                 at = end;
         }
         columns[i] = at;
-        at += m->slots[g[i].slot].width;
+        at += many ? m->slots[g[i].slot].width16 : m->slots[g[i].slot].width;
         widest = at > widest ? at : widest;
     }
     return (widest + 15) & ~15u;
@@ -313,8 +317,10 @@ static int fill_meta(struct device_model *m, struct cuda_flight *f, const struct
     if (s->n_segments > CU_MAX_SEGMENTS || s->n_head_segments > CU_MAX_SEGMENTS)
         return err_set(err, ERR_LIMIT, "step: %u segments, cuda holds %d", s->n_segments,
                        CU_MAX_SEGMENTS);
-    uint32_t width = set_columns(m, segments, s->n_segments, AT(uint32_t, columns));
-    uint32_t head = set_columns(m, head_segments, s->n_head_segments, AT(uint32_t, head_columns));
+    uint32_t width =
+        set_columns(m, segments, s->n_segments, run->rows > CU_SMALL_ROWS, AT(uint32_t, columns));
+    uint32_t head = set_columns(m, head_segments, s->n_head_segments, run->logits > CU_SMALL_ROWS,
+                                AT(uint32_t, head_columns));
     run->v_width = width > head ? width : head;
     uint32_t most = run->rows > run->logits ? run->rows : run->logits;
     bool small = most <= CU_SMALL_ROWS;
@@ -365,7 +371,7 @@ static int fill_lists(struct device_model *m, struct cuda_flight *f, const struc
             list_items(rows[2], rows[3], n_head, i, s->head_segments[i].n_rows, CU_SHRINK_ROWS);
     for (uint32_t i = run->n_decode; i < s->n_sequences; i++) // decode rows: one a sequence
         n_blocks =
-            list_items(blocks[0], blocks[1], n_blocks, i, s->sequences[i].n_rows, CU_QUERY_ROWS);
+            list_items(blocks[0], blocks[1], n_blocks, i, s->sequences[i].n_rows, m->query_rows);
     const uint32_t *device = (const uint32_t *)(const void *)(m->extra + offset);
     run->shrink = (struct cuda_list){device, device + m->max_items, n};
     run->head_shrink =
