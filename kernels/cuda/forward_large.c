@@ -51,6 +51,9 @@ static int own_product(struct device_model *m, const struct cuda_run *run, enum 
         p.columns = g->columns;
         p.v16 = m->v16;
         p.v_width = run->v_width;
+        p.next_k = site == SITE_QKV       ? m->config->n_heads * m->config->head_dim
+                   : site == SITE_GATE_UP ? m->config->d_ff
+                                          : m->config->d_model;
         e->kinds = 0;
         e->segments = NULL;
     }
