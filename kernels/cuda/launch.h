@@ -264,7 +264,7 @@ struct cu_prefill {
     const uint32_t *columns; // [segment]: first column of its v, a multiple of 16
     const void *v16;         // bf16 [T, v_width], scaled; ranks rounded up to 16 with zeros
     uint32_t v_width;        // a multiple of 16
-    uint32_t next_k;         // inputs of the site behind each of `sites`, whose A is fetched into L2
+    uint32_t next_k;         // inputs of the site behind `sites`, whose A is fetched into L2
     int tile;
 };
 int cu_gemm_prefill(const struct cu_prefill *g, cudaStream_t stream);
