@@ -9,6 +9,17 @@ bool values_is_float8(enum dtype t)
     return t == DTYPE_F8_E4M3 || t == DTYPE_F8_E5M2;
 }
 
+void values_load64(const struct values_kernels *k, enum dtype t, const void *src, double *dst,
+                   size_t n)
+{
+    if (t == DTYPE_F8_E4M3)
+        k->load_e4m3(src, dst, n);
+    else if (t == DTYPE_F8_E5M2)
+        k->load_e5m2(src, dst, n);
+    else
+        dtype_to_f64(t, src, dst, n);
+}
+
 double values_scale_at(const struct values_scales *sc, size_t row, size_t j)
 {
     return sc ? sc->values[row / sc->block_rows * sc->n_cols + j / sc->block_cols] : 1;
@@ -65,9 +76,9 @@ void values_store_scaled(const struct values *v, const struct values_block *b, s
     double old[VALUES_CHUNK] = {0}, now[VALUES_CHUNK], base2 = 0, delta2 = 0, lost2 = 0;
     size_t idx = row * m->n_cols + j0, size = dtype_bits(m->dtype) / 8;
     if (b->base)
-        dtype_to_f64(base_dtype, values_ptr(base_dtype, b->base, idx), old, n);
+        values_load64(v->k, base_dtype, values_ptr(base_dtype, b->base, idx), old, n);
     values_scale(m->base_scales, b->row0 + row, j0, n, old);
-    dtype_to_f64(m->dtype, bits, now, n);
+    values_load64(v->k, m->dtype, bits, now, n);
     values_scale(m->stored_scales, b->row0 + row, j0, n, now);
     for (size_t j = 0; j < n; j++) {
         double lost = now[j] - wanted[j], d = wanted[j] - old[j];
@@ -84,6 +95,22 @@ void values_store_scaled(const struct values *v, const struct values_block *b, s
 
 // ---- what new scales are made from --------------------------------------------------------------
 
+/* Of s->v64, into the row's peaks. */
+static int chunk_peaks(const struct values *v, const struct values_scratch *s, size_t row,
+                       size_t j0, size_t n, double *row_peaks, struct err *err)
+{
+    const struct values_scales *sc = v->m.stored_scales;
+    for (size_t j = 0, run; j < n; j += run) {
+        run = run_of(sc, j0 + j, n - j);
+        if (v->k->peak64(s->v64 + j, run, &row_peaks[(j0 + j) / sc->block_cols]))
+            continue;
+        while (isfinite(s->v64[j]))
+            j++;
+        return values_not_finite(&v->m, row, j0 + j, s->w64[j], err);
+    }
+    return 0;
+}
+
 int values_peaks(const struct values *v, struct values_scratch *s, const struct values_block *b,
                  double *peaks, size_t first_row, struct err *err)
 {
@@ -99,12 +126,7 @@ int values_peaks(const struct values *v, struct values_scratch *s, const struct 
             values_load_chunk(v, s, b, i, j0, n);
             v->k->gain64(s->w64, s->row + j0, &gain, 0, v->norms64 + j0, values_window(v, norm), n,
                          s->v64, s->slack64);
-            for (size_t j = 0; j < n; j++) {
-                double *peak = &row_peaks[(j0 + j) / sc->block_cols], x = fabs(s->v64[j]);
-                if (!isfinite(x))
-                    return values_not_finite(&v->m, b->row0 + i, j0 + j, s->w64[j], err);
-                *peak = x > *peak ? x : *peak;
-            }
+            rc = chunk_peaks(v, s, b->row0 + i, j0, n, row_peaks, err);
         }
     }
     return rc;

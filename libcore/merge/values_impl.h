@@ -52,6 +52,10 @@ struct values_kernels {
                           uint16_t *unsure);
     uint32_t (*round_f32)(const double *v, const double *slack, size_t n, uint32_t *out,
                           uint32_t *unsure);
+    void (*load_e4m3)(const uint8_t *src, double *dst, size_t n);
+    void (*load_e5m2)(const uint8_t *src, double *dst, size_t n);
+    /* The largest of *peak and |v[j]|; false: one of them is no number. */
+    bool (*peak64)(const double *v, size_t n, double *peak);
     /* v = (float)(exact * inverse), with the slack of that. */
     void (*narrow_scaled)(const double *exact, const double *slack64, double inverse, size_t n,
                           float *v, float *slack);
@@ -138,6 +142,9 @@ bool values_on_device(const struct values *v, const struct values_block *b);
 int values_block_device(const struct values *v, struct values_scratch *s,
                         const struct values_block *b, struct err *err);
 bool values_is_float8(enum dtype t);
+/* As dtype_to_f64(). */
+void values_load64(const struct values_kernels *k, enum dtype t, const void *src, double *dst,
+                   size_t n);
 /* x[j] *= the scale of (row, j0 + j); NULL scales: nothing. */
 void values_scale(const struct values_scales *sc, size_t row, size_t j0, size_t n, double *x);
 double values_scale_at(const struct values_scales *sc, size_t row, size_t j);

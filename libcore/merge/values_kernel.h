@@ -184,6 +184,48 @@ static uint32_t round_f32(const double *v, const double *slack, size_t n, uint32
     return any;
 }
 
+static void load_e4m3(const uint8_t *src, double *dst, size_t n)
+{
+    for (size_t j = 0; j < n; j++) {
+        uint32_t sign = (uint32_t)(src[j] & 0x80) << 24, magnitude = src[j] & 0x7F;
+        uint32_t bits = bits_of(float_of(magnitude << 20) * 0x1p120f);
+        dst[j] = float_of(sign | (magnitude == 0x7F ? 0x7FC00000 : bits));
+    }
+}
+
+static void load_e5m2(const uint8_t *src, double *dst, size_t n)
+{
+    for (size_t j = 0; j < n; j++) {
+        uint32_t sign = (uint32_t)(src[j] & 0x80) << 24, magnitude = src[j] & 0x7F;
+        uint32_t bits = bits_of(float_of(magnitude << 21) * 0x1p112f);
+        bits = magnitude == 0x7C ? 0x7F800000 : bits;
+        dst[j] = float_of(sign | (magnitude > 0x7C ? 0x7FC00000 : bits));
+    }
+}
+
+static bool peak64(const double *v, size_t n, double *peak)
+{
+    double most[VALUES_LANES] = {0}, sum[VALUES_LANES] = {0}, all = 0;
+    size_t j = 0;
+    for (; j + VALUES_LANES <= n; j += VALUES_LANES) {
+        for (size_t l = 0; l < VALUES_LANES; l++) {
+            double x = fabs(v[j + l]);
+            most[l] = x > most[l] ? x : most[l];
+            sum[l] += x * 0; // NaN for ever after one, or after an infinity
+        }
+    }
+    for (size_t l = 0; j < n; j++, l++) {
+        double x = fabs(v[j]);
+        most[l] = x > most[l] ? x : most[l];
+        sum[l] += x * 0;
+    }
+    for (size_t l = 0; l < VALUES_LANES; l++) {
+        *peak = most[l] > *peak ? most[l] : *peak;
+        all += sum[l];
+    }
+    return all == 0;
+}
+
 static void narrow_scaled(const double *exact, const double *slack64, double inverse, size_t n,
                           float *v, float *slack)
 {
@@ -310,6 +352,9 @@ KERNEL_TABLE = {
     .round_bf16 = round_bf16,
     .round_f16 = round_f16,
     .round_f32 = round_f32,
+    .load_e4m3 = load_e4m3,
+    .load_e5m2 = load_e5m2,
+    .peak64 = peak64,
     .narrow_scaled = narrow_scaled,
     .round_e4m3 = round_e4m3,
     .round_e5m2 = round_e5m2,

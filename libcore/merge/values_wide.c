@@ -28,7 +28,7 @@ void values_load_chunk(const struct values *v, struct values_scratch *s,
                        const struct values_block *b, size_t i, size_t j0, size_t n)
 {
     const void *source = values_ptr(b->source_dtype, b->source, i * v->m.n_cols + j0);
-    dtype_to_f64(b->source_dtype, source, s->w64, n);
+    values_load64(v->k, b->source_dtype, source, s->w64, n);
     values_scale(v->m.source_scales, b->row0 + i, j0, n, s->w64);
 }
 
