@@ -41,6 +41,14 @@ for t in golden_step golden_kinds golden_engine added_tokens deterministic; do
     ok "golden answers on the GPU: $t" timeout 300 "$B/tests/golden/test_$t"
 done
 
+# Merging: the card's files are the processors', merge.json and all.
+for a in upper-lora math-lora sort-lora last-lora; do
+    for device in cpu cuda:0; do
+        ok "$a merged on $device" lora merge "$TINYTALK/adapters/$a" --base "$TINYTALK/base" --output "$TMP/$a-$device" --device $device
+    done
+    ok "…to the same folder" diff -r "$TMP/$a-cpu" "$TMP/$a-cuda:0"
+done
+
 # The server: 216 prompts over the base and eight adapters at once, through HTTP.
 ADAPTERS=()
 for folder in "$TINYTALK"/adapters/*; do ADAPTERS+=("$(basename "$folder")=$folder"); done
