@@ -295,34 +295,78 @@ bool dtype_from_f64(enum dtype t, const double *src, void *dst, size_t n)
     ROWS_TO_ALL(double, dtype_f64, DTYPE_F64);
 }
 
-/* Finds the first value whose masked bits reach `limit`: exponent all ones, or e4m3's one NaN. */
-#define FIND(type, mask, limit)                                                                    \
-    do {                                                                                           \
-        for (size_t i = 0; i < n; i++) {                                                           \
-            type bits;                                                                             \
-            memcpy(&bits, (const char *)src + i * sizeof bits, sizeof bits);                       \
-            if ((bits & (mask)) >= (limit))                                                        \
-                return i;                                                                          \
-        }                                                                                          \
-        return n;                                                                                  \
-    } while (0)
+/* In all of these types a NaN or Inf is a value whose masked bits are all set: the exponent, or for
+ * e4m3 everything but the sign. Then, and only then, adding the mask's lowest bit carries into the
+ * sign's place; so a word of eight bytes is looked at at once, however many values it holds. */
+struct non_finite {
+    uint64_t mask, low; // of one value
+    unsigned bits;
+};
 
-size_t dtype_find_non_finite(enum dtype t, const void *src, size_t n)
+static bool find_rule(enum dtype t, struct non_finite *r)
 {
     switch (t) {
     case DTYPE_F64:
-        FIND(uint64_t, UINT64_C(0x7FF) << 52, UINT64_C(0x7FF) << 52);
+        *r = (struct non_finite){UINT64_C(0x7FF) << 52, UINT64_C(1) << 52, 64};
+        return true;
     case DTYPE_F32:
-        FIND(uint32_t, 0x7F800000u, 0x7F800000u);
+        *r = (struct non_finite){0x7F800000, 0x00800000, 32};
+        return true;
     case DTYPE_F16:
-        FIND(uint16_t, 0x7C00u, 0x7C00u);
+        *r = (struct non_finite){0x7C00, 0x0400, 16};
+        return true;
     case DTYPE_BF16:
-        FIND(uint16_t, 0x7F80u, 0x7F80u);
+        *r = (struct non_finite){0x7F80, 0x0080, 16};
+        return true;
     case DTYPE_F8_E4M3:
-        FIND(uint8_t, 0x7Fu, 0x7Fu);
+        *r = (struct non_finite){0x7F, 0x01, 8};
+        return true;
     case DTYPE_F8_E5M2:
-        FIND(uint8_t, 0x7Cu, 0x7Cu);
+        *r = (struct non_finite){0x7C, 0x04, 8};
+        return true;
     default:
-        return n;
+        return false;
     }
+}
+
+static uint64_t repeated(uint64_t value, unsigned bits)
+{
+    for (; bits < 64; bits *= 2)
+        value |= value << bits;
+    return value;
+}
+
+/* Whether one of n_words words holds such a value. */
+static bool words_have(const char *src, size_t n_words, const struct non_finite *r)
+{
+    uint64_t mask = repeated(r->mask, r->bits), low = repeated(r->low, r->bits), seen = 0;
+    for (size_t i = 0; i < n_words; i++) {
+        uint64_t word;
+        memcpy(&word, src + 8 * i, 8);
+        seen |= (word & mask) + low;
+    }
+    return seen & repeated(UINT64_C(1) << (r->bits - 1), r->bits);
+}
+
+static bool value_is(const char *src, const struct non_finite *r)
+{
+    uint64_t bits = 0;
+    for (unsigned i = 0; i < r->bits / 8; i++)
+        bits |= (uint64_t)(unsigned char)src[i] << 8 * i;
+    return (bits & r->mask) == r->mask;
+}
+
+size_t dtype_find_non_finite(enum dtype t, const void *src, size_t n)
+{
+    enum { BLOCK_WORDS = 512 };
+    struct non_finite r;
+    if (!find_rule(t, &r))
+        return n;
+    size_t size = r.bits / 8, per_block = BLOCK_WORDS * 8 / size, i = 0;
+    const char *bytes = src;
+    while (n - i >= per_block && !words_have(bytes + i * size, BLOCK_WORDS, &r))
+        i += per_block;
+    while (i < n && !value_is(bytes + i * size, &r))
+        i++;
+    return i;
 }

@@ -263,6 +263,40 @@ TEST(rows_convert_like_scalars_also_unaligned)
     EXPECT(!dtype_from_f64(DTYPE_NONE, in64, raw, 1));
 }
 
+TEST(one_non_finite_value_among_many_is_found_wherever_it_is)
+{
+    // The largest finite value, which is one bit away, and the smallest that is none.
+    static const struct {
+        enum dtype t;
+        unsigned bytes;
+        uint64_t largest, bad;
+    } rows[] = {
+        {DTYPE_F64, 8, UINT64_C(0x7FEFFFFFFFFFFFFF), UINT64_C(0xFFF0000000000000)},
+        {DTYPE_F32, 4, 0xFF7FFFFF, 0x7F800000},
+        {DTYPE_F16, 2, 0x7BFF, 0xFC00},
+        {DTYPE_BF16, 2, 0xFF7F, 0x7F80},
+        {DTYPE_F8_E4M3, 1, 0xFE, 0x7F},
+        {DTYPE_F8_E5M2, 1, 0x7B, 0xFC},
+    };
+    enum { N = 9000 };
+    static const size_t places[] = {0, 1, 7, 511, 512, 2047, 2048, 4095, 4096, 8191, N - 1};
+    static unsigned char raw[N * 8 + 1];
+    for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
+        unsigned char *data = raw + 1; // not aligned
+        for (size_t i = 0; i < N * rows[r].bytes; i++)
+            data[i] = (unsigned char)(rows[r].largest >> 8 * (i % rows[r].bytes));
+        EXPECT_INT(dtype_find_non_finite(rows[r].t, data, N), N);
+        for (size_t k = 0; k < sizeof places / sizeof *places; k++) {
+            unsigned char *at = data + places[k] * rows[r].bytes;
+            for (unsigned b = 0; b < rows[r].bytes; b++)
+                at[b] = (unsigned char)(rows[r].bad >> 8 * b);
+            EXPECT_INT(dtype_find_non_finite(rows[r].t, data, N), places[k]);
+            for (unsigned b = 0; b < rows[r].bytes; b++)
+                at[b] = (unsigned char)(rows[r].largest >> 8 * b);
+        }
+    }
+}
+
 TEST(every_non_finite_encoding_is_found)
 {
     static const struct {
