@@ -73,7 +73,7 @@ static void judge(struct check *c, struct verdict *v)
         v->rc = bind_adapter(&bound, a, rt->modules, &rt->config, &v->why);
     }
     if (v->rc == 0 && c->s.opt->required.n)
-        v->rc = names_check_signature(rt->store_path, v->content_id, v->path, v->name,
+        v->rc = names_check_signature(NULL, rt->store_path, v->content_id, v->path, v->name,
                                       &c->s.opt->required, &v->why);
     if (v->rc == 0)
         v->rc = rt->be->ops->supports(rt->be, &rt->config, bound->kinds, &v->why);

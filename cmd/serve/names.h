@@ -57,10 +57,12 @@ struct names_options {
                                       // none: need not
 };
 
-/* Whether an adapter is signed by one of the keys: of the store at store_path, or at `path` outside
- * it. label: its name, for messages. ERR_REFUSED, ERR_CORRUPT. */
-int names_check_signature(const char *store_path, const char *content_id, const char *path,
-                          const char *label, const struct sign_keys *keys, struct err *err);
+/* Whether an adapter is signed by one of the keys: of the store (NULL: the one at store_path is
+ * opened), or at `path` outside it. label: its name, for messages. ERR_REFUSED, ERR_CORRUPT. */
+struct store;
+int names_check_signature(struct store *store, const char *store_path, const char *content_id,
+                          const char *path, const char *label, const struct sign_keys *keys,
+                          struct err *err);
 
 int names_open(struct names **out, const struct names_options *opt, struct err *err);
 /* Before the first served_ready; NULL before the engine goes. */

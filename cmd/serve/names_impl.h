@@ -22,6 +22,7 @@ struct names {
     struct engine *engine;
     struct lease *lease;        // of everything served from the store; NULL without one
     bool from_store;            // no words: the store's names are offered
+    struct store *checking;     // for signatures, while the store's names are offered; or NULL
     pthread_mutex_t load_mutex; // one load, reload or unload at a time; before mutex
     pthread_mutex_t mutex;      // everything below, and served.refs
     struct name_entry *entries;

@@ -140,10 +140,11 @@ static int resolve(struct names *n, const char *ref, bool from_request, struct r
     return rc;
 }
 
-int names_check_signature(const char *store_path, const char *content_id, const char *path,
-                          const char *label, const struct sign_keys *keys, struct err *err)
+int names_check_signature(struct store *store, const char *store_path, const char *content_id,
+                          const char *path, const char *label, const struct sign_keys *keys,
+                          struct err *err)
 {
-    struct store *store = NULL;
+    struct store *own = NULL;
     struct signed_report ignored;
     int rc = 0;
     if (path) {
@@ -152,10 +153,12 @@ int names_check_signature(const char *store_path, const char *content_id, const 
             err_prefix(err, "%s", label);
         return rc;
     }
-    rc = store_open(&store, store_path, NULL, err);
+    if (!store)
+        rc = store_open(&own, store_path, NULL, err);
     if (!rc)
-        rc = signed_check(store, content_id, label, keys, SIGNED_RECORDED, &ignored, err);
-    store_close(store);
+        rc = signed_check(store ? store : own, content_id, label, keys, SIGNED_RECORDED, &ignored,
+                          err);
+    store_close(own);
     return rc;
 }
 
@@ -166,8 +169,8 @@ static int offer(struct names *n, const char *name, const char *ref, const struc
                  enum name_origin origin, bool pinned, struct err *err)
 {
     if (n->opt.required && n->opt.required->n) {
-        int refused = names_check_signature(n->opt.store_path, r->content_id, r->path, name,
-                                            n->opt.required, err);
+        int refused = names_check_signature(n->checking, n->opt.store_path, r->content_id, r->path,
+                                            name, n->opt.required, err);
         if (refused)
             return refused;
     }
@@ -392,6 +395,9 @@ int names_offer_store(struct names *n, size_t *count, struct err *err)
     struct store_rows all = {.n = n};
     int rc = collect_store(n, &all, err);
     *count = 0;
+    // One for all of them: opening it costs more than looking at a signature.
+    if (rc == 0 && n->opt.required && n->opt.required->n)
+        rc = open_store(n, &n->checking, err);
     for (size_t i = 0; i < all.count; i++) {
         struct row *r = &all.rows[i];
         if (rc == 0 && !points_at(n, r->name, r->id) && !offered_otherwise(n, r->name) &&
@@ -404,6 +410,8 @@ int names_offer_store(struct names *n, size_t *count, struct err *err)
         sys_free(r->name);
     }
     sys_free(all.rows);
+    store_close(n->checking);
+    n->checking = NULL;
     return rc;
 }
 
