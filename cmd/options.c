@@ -390,6 +390,13 @@ void options_release(struct cmd_context *ctx)
     struct cmd_private *priv = ctx->priv;
     if (!priv)
         return;
+    // A list's array goes with the arena; another command may have the same list.
+    for (size_t i = 0; i < priv->n_states; i++) {
+        const struct row_state *state = &priv->states[i];
+        bool list = state->row->type == OPTION_LIST || state->row->type == OPTION_WORDS;
+        if (list && state->origin)
+            *(struct string_list *)state->row->value = (struct string_list){0};
+    }
     json_decref(priv->config);
     arena_release(&priv->arena);
     sys_free(priv->states);

@@ -199,6 +199,10 @@ mkdir -p "$XDG_CONFIG_HOME/lora" && mv "$TMP/.config.json" "$XDG_CONFIG_HOME/lor
 exits 4 "the config file's policy" lora import "$MATH" --name policy
 ok "…lets pass what is signed" lora import "$TMP/out" --name policy
 ok "…and is verify's key" lora verify policy
+printf '{"pull": {"require_signature": "%s"}}' "$KEYS/team.pub" >"$XDG_CONFIG_HOME/lora/config.json"
+run lora env --json
+is "$(printf '%s' "$OUT" | grep -o '"[a-z]*.require-signature","value":"[^"]*team.pub"' | cut -d'"' -f2)" pull.require-signature "env says which command it is for"
+ok "…import is not one of them" lora import "$MATH" --name policy2
 rm "$XDG_CONFIG_HOME/lora/config.json"
 sed -i 's/"r": 16/"r": 16 /' "$TMP/by-other/adapter_config.json"
 exits 5 "changed after it was signed" lora import "$TMP/by-other" --name changed --store "$TMP/strict" --require-signature "$KEYS/other.pub"
@@ -245,7 +249,7 @@ chmod u+w "$BLOB" && sed -i 's/lora_alpha/lora_aplha/' "$BLOB"
 exits 5 "a changed file in the store" lora verify math-lora --key "$KEYS/team.pub"
 like "$ERR" 'adapter_config.json is not what was signed' "…is named"
 exits 5 "…and is not signed anew" lora sign math-lora --key "$KEYS/team.pem" --force
-lora rm math-lora policy -q >/dev/null 2>&1
+lora rm math-lora policy policy2 -q >/dev/null 2>&1
 lora gc -q >/dev/null
 not_ok "what nothing names goes with its signatures" test -e "$LORA_STORE/blobs/sha256/${SIGNATURE:0:2}/$SIGNATURE"
 done_testing
