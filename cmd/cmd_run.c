@@ -11,6 +11,7 @@
 #include "cmd/serve/names.h"
 #include "cmd/serve/runtime.h"
 #include "libcore/base/limits.h"
+#include "libcore/base/log.h"
 #include "libcore/base/sys.h"
 
 enum { CHECK_TOKENS = 16, MAX_PROMPTS = 1024 };
@@ -536,6 +537,8 @@ static int run(struct cmd_context *ctx, struct err *err)
     o.base.model = ctx->args[0];
     o.base.skip_tokenizer = o.input_ids != NULL;
     rc = runtime_open(&j.rt, &o.base, ctx->store_path, err);
+    if (rc == 0)
+        log_info("run", "device=\"%s\"", j.rt->device_note);
     if (rc == 0)
         rc = open_adapters(&j, err);
     if (rc == 0 && o.input_ids)

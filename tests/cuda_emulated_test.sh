@@ -9,6 +9,29 @@ command -v perl >/dev/null 2>&1 || skip_all "perl is not installed"
 [ "$(uname -m)" = x86_64 ] || skip_all "the emulation switches stacks of x86-64 only"
 ok "the plug-in builds for the emulated card" tests/emulate/build.sh "$LORA_BUILD/emulate" "${CC:-gcc}" "$CXX"
 export LORA_TEST_DEVICE=cuda LORA_CUDA_PLUGIN=$LORA_BUILD/emulate/lora_cuda.so
+# Which device, and what a machine or a card lacks.
+BASE=$TINYTALK/base
+run lora serve --check "$BASE"
+like "$OUT" 'base on cuda: emulated card' "auto takes the card"
+lacks() { # EMU_CARD, words: auto goes on without it and says why on one line; cuda:0 refuses with the same words
+    export EMU_CARD=$1
+    run lora serve --check "$BASE"
+    is "$STATUS" 0 "$1: auto goes on with the CPU"
+    like "$(head -1 <<<"$OUT")" "on cpu: .*; cuda: .*$2" "and says why"
+    exits 1 "$1: cuda:0 is refused" lora serve --check "$BASE" --device cuda:0
+    like "$ERR" "cuda: .*$2" "with the same words"
+}
+lacks "no driver" "this machine has no NVIDIA driver"
+lacks "old driver" "the driver is for CUDA 12.4, want 13.0: update the driver"
+lacks "no card" "a driver but no card"
+lacks "sm 75" "emulated card has compute capability 7.5, want 8.0"
+export EMU_CARD=small
+exits 1 "a card that is too small" lora serve --check "$BASE" --device cuda:0
+like "$ERR" "need [0-9]+ MB; .*of the free memory of emulated card are [0-9]+ MB" "is refused with both numbers"
+unset EMU_CARD
+exits 1 "a card that is not there" lora serve --check "$BASE" --device cuda:1
+like "$ERR" "no card 1, this machine has 1" "is named"
+
 for t in golden/test_golden_kinds golden/test_added_tokens ops/test_ops ops/test_ops_attention; do
     program=build/${VARIANT:-release}/tests/$t
     ok "make $t" env -u MAKEFLAGS make --no-print-directory VARIANT="${VARIANT:-release}" "$program"

@@ -128,7 +128,7 @@ static void print_plan(const struct check *c)
     const struct runtime *rt = c->s.rt;
     const struct plan *p = &rt->plan;
     char note[160], count[TABLE_CELL_BYTES];
-    printf("%s on %s\n", c->s.served_names[0], rt->info.device);
+    printf("%s on %s\n", c->s.served_names[0], rt->device_note);
     snprintf(note, sizeof note, "%.0f %% of what is free", rt->opt.memory_utilization * 100);
     print_row("budget", p->budget, note);
     print_row("weights", p->weights, rt->config.arch_name);

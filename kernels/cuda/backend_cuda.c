@@ -38,11 +38,29 @@ static void close_backend(struct backend *base)
     sys_free(be);
 }
 
+/* Why no card is found, in words that say what to do. */
+static int no_card(int code, struct err *err)
+{
+    int driver = 0, runtime = 0;
+    (void)cudaGetLastError();
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    if (code == cudaErrorInsufficientDriver && driver == 0)
+        return err_set(err, ERR_DEVICE, "cuda: this machine has no NVIDIA driver");
+    if (code == cudaErrorInsufficientDriver)
+        return err_set(err, ERR_DEVICE,
+                       "cuda: the driver is for CUDA %d.%d, want %d.%d: update the driver",
+                       driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    if (code == cudaErrorNoDevice || code == cudaSuccess)
+        return err_set(err, ERR_DEVICE, "cuda: this machine has a driver but no card");
+    return cuda_check(code, "looking for a card", err);
+}
+
 static int read_card(struct cuda_backend *be, struct err *err)
 {
-    int n = 0, rc = cuda_check(cudaGetDeviceCount(&n), "looking for a card", err);
-    if (rc)
-        return rc;
+    int n = 0, rc = cudaGetDeviceCount(&n);
+    if (rc || n == 0)
+        return no_card(rc, err);
     if (be->device >= n)
         return err_set(err, ERR_DEVICE, "cuda: there is no card %d, this machine has %d",
                        be->device, n);

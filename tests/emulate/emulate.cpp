@@ -231,14 +231,30 @@ const char *cudaGetErrorString(cudaError_t e)
     return e ? "an emulated error" : "no error";
 }
 cudaError_t cudaGetLastError(void) { return 0; }
-cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, 0; }
+/* EMU_CARD: what is wrong with the machine: "no driver", "old driver", "no card"; "sm 75" and
+ * "small" are cards that lack something. */
+static bool card_is(const char *what)
+{
+    const char *card = getenv("EMU_CARD");
+    return card && strcmp(card, what) == 0;
+}
+cudaError_t cudaGetDeviceCount(int *n)
+{
+    *n = 0;
+    if (card_is("no driver") || card_is("old driver"))
+        return cudaErrorInsufficientDriver;
+    if (card_is("no card"))
+        return cudaErrorNoDevice;
+    return *n = 1, 0;
+}
 cudaError_t cudaGetDevice(int *d) { return *d = 0, 0; }
 cudaError_t cudaSetDevice(int) { return 0; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 {
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "emulated card");
-    p->major = 9;
+    p->major = card_is("sm 75") ? 7 : 9;
+    p->minor = card_is("sm 75") ? 5 : 0;
     p->multiProcessorCount = EMU_SMS;
     p->totalGlobalMem = (size_t)8 << 30;
     p->sharedMemPerMultiprocessor = 233472;
@@ -248,9 +264,15 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 }
 cudaError_t cudaDeviceSetCacheConfig(int) { return 0; }
 cudaError_t cudaDeviceSynchronize(void) { return 0; }
-cudaError_t cudaDriverGetVersion(int *v) { return *v = 13000, 0; }
+cudaError_t cudaDriverGetVersion(int *v)
+{
+    return *v = card_is("no driver") ? 0 : card_is("old driver") ? 12040 : 13000, 0;
+}
 cudaError_t cudaRuntimeGetVersion(int *v) { return *v = 13000, 0; }
-cudaError_t cudaMemGetInfo(size_t *f, size_t *t) { return *f = *t = (size_t)4 << 30, 0; }
+cudaError_t cudaMemGetInfo(size_t *f, size_t *t)
+{
+    return *f = *t = card_is("small") ? (size_t)64 << 20 : (size_t)4 << 30, 0;
+}
 cudaError_t cudaMalloc(void **p, size_t n)
 {
     *p = aligned_alloc(256, (n + 511) / 256 * 256);
