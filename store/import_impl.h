@@ -46,6 +46,7 @@ int import_files_finish(struct import_files *f, size_t i, json_t *manifest, uint
 struct import_signature {
     char *text, *where;
     size_t n;
+    struct err why; // it could not be read
     bool kept;
     char key[STORE_ID_CHARS + 1];
     struct publish_file published; // when kept

@@ -18,8 +18,14 @@ int import_signatures_add(struct import_signatures *all, const char *path, const
     all->items = more;
     struct import_signature *s = &all->items[all->n++];
     *s = (struct import_signature){.where = sys_strdup(where)};
-    return s->where ? file_read(path, LIMIT_SIGNATURE_BYTES, &s->text, &s->n, err)
-                    : err_set(err, ERR_NO_MEMORY, "%s: no memory", where);
+    if (!s->where)
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory", where);
+    int rc = file_read(path, LIMIT_SIGNATURE_BYTES, &s->text, &s->n, &s->why);
+    if (rc == ERR_LIMIT) { // something else of that name: no reason to refuse the adapter
+        err_set(&s->why, rc, "%s: is larger than any signature", where);
+        return 0;
+    }
+    return rc ? err_set(err, rc, "%s", s->why.msg) : 0;
 }
 
 void import_signatures_release(struct import_signatures *all)
@@ -47,6 +53,8 @@ static int judge(struct import_signature *s, const struct signed_file *files, si
                  const struct sign_keys *keys, bool *trusted, struct err *err)
 {
     struct bundle b;
+    if (s->why.code)
+        return err_set(err, s->why.code, "%s", s->why.msg);
     int rc = bundle_parse(&b, s->text, s->n, s->where, err);
     if (!rc)
         rc = signed_compare(&b, files, n_files, SIGNED_ADAPTER, s->where, err);

@@ -177,6 +177,27 @@ exits 5 "a spoiled signature in a pack" lora import "$TMP/spoiled.tar" --store "
 like "$ERR" "signatures/math-lora/$SIGNATURE.sig: " "…is named"
 (cd "$TMP/unpacked" && rm "signatures/math-lora/$SIGNATURE.sig" && tar -cf "$TMP/spoiled.tar" LORA-PACK.json adapters signatures)
 exits 5 "a missing one" lora import "$TMP/spoiled.tar" --store "$TMP/spoiled"
+# A signature of somebody else's files in the place of the adapter's own, digests and all.
+if command -v python3 >/dev/null; then
+    rm -rf "$TMP/unpacked" && mkdir "$TMP/unpacked" && tar -xf "$TMP/p.tar" -C "$TMP/unpacked"
+    lora sign "$TINYTALK/adapters/upper-lora" --key "$KEYS/team.pem" --signature "$TMP/upper.sig" -q >/dev/null
+    python3 - "$TMP/unpacked" "$TMP/upper.sig" <<'PY'
+import hashlib, json, os, sys
+root, other = sys.argv[1:]
+index = json.load(open(f"{root}/LORA-PACK.json"))
+listed = index["adapters"][0]["signatures"][0]
+bundle = open(other, "rb").read()
+listed["sha256"], listed["size"] = hashlib.sha256(bundle).hexdigest(), len(bundle)
+open(f"{root}/{listed['path']}", "wb").write(bundle)
+json.dump(index, open(f"{root}/LORA-PACK.json", "w"))
+PY
+    (cd "$TMP/unpacked" && tar -cf "$TMP/swapped.tar" LORA-PACK.json adapters signatures)
+    exits 5 "a signature that is not of the adapter's files" lora import "$TMP/swapped.tar" --store "$TMP/swapped"
+    like "$ERR" 'signatures/.*adapter_(config.json|model.safetensors) is not what was signed' "…names it and the file"
+    is "$(lora list --store "$TMP/swapped" -q 2>/dev/null)" "" "…and nothing is kept"
+else
+    skip "a signature that is not of the adapter's files" "python3 is not installed"
+fi
 cp "$TMP/made/model.sig" "$TMP/out/model.sig.other"
 (cd "$TMP" && tar -cf bare.tar out)
 ok "somebody's tar with a model.sig in the folder" lora import "$TMP/bare.tar" --store "$TMP/bare" --require-signature "$KEYS/team.pub"
@@ -210,6 +231,12 @@ like "$ERR" 'adapter_config.json is not what was signed' "…names the file"
 ok "…without a policy it is a warning" lora import "$TMP/by-other" --name changed --store "$TMP/lax"
 like "$ERR" 'warning: .*a signature was not kept: .*adapter_config.json is not what was signed' "…that says so"
 is "$(lora list --json --store "$TMP/lax" | jsonq .adapters[0].signed)" false "…and nothing is kept"
+
+head -c 5000000 /dev/zero >"$TMP/by-other/model.sig"
+ok "a model.sig that is none" lora import "$TMP/by-other" --name changed --store "$TMP/lax"
+like "$ERR" 'warning: .*model.sig: is larger than any signature' "…is a warning"
+exits 1 "…unless one is wanted" lora import "$TMP/by-other" --name changed --store "$TMP/strict" --require-signature "$KEYS/other.pub"
+rm "$TMP/by-other/model.sig"
 
 # The same content in other files: those that are signed take the place of those that are not.
 ok "signed files of content that is there" lora import "$TMP/out" --name changed2 --store "$TMP/lax"
