@@ -41,6 +41,13 @@ crash_case "sign beside another signature" both -- lora sign upper-lora --key "$
 ABOUT=math crash_case "import with a signature" several -- lora import "$SIGNED" --name math
 crash_case "a signature for content that is there" both -- lora import "$SIGNED-upper" --name upper-lora
 crash_case "signed files in the place of others" several -- lora import "$SIGNED-other" --name upper-lora
+# Packs: two adapters, and a merged base as an overlay of the one in the store.
+lora import "$TINYTALK/base" "$A/math-lora" "$A/sort-lora" --store "$TMP/maker" -q >/dev/null
+lora pack math-lora sort-lora --output "$TMP/two.tar" --store "$TMP/maker" -q >/dev/null
+lora merge math-lora --base "$TINYTALK/base" --output "$TMP/merged" --store "$TMP/maker" >/dev/null
+lora pack "$TMP/merged" --overlay-of "$TINYTALK/base" --output "$TMP/overlay.tar" --store "$TMP/maker" -q >/dev/null
+ABOUT='\(math\|sort\)-lora' crash_case "import of a pack" several -- lora import "$TMP/two.tar" --force
+ABOUT=merged crash_case "import of an overlay" several -- lora import "$TMP/overlay.tar"
 crash_case "gc" garbage -- lora gc --grace 0
 crash_case "fsck of a sound store" several -- lora fsck --repair
 BROKEN_BEFORE=1 crash_case "fsck that rebuilds the index" no_index -- lora fsck --repair

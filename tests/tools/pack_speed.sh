@@ -2,7 +2,7 @@
 # pack_speed: `lora pack` and `lora import` against the tool that does the least of it, on the same data and the same disk,
 # in interleaved pairs.
 #   make build/release/tests/tools/make_checkpoint && build/release/tests/tools/make_checkpoint FOLDER 8 2048 8192 256 2
-#   tests/tools/pack_speed.sh FOLDER [PAIRS]
+#   [QUIET_S=60] tests/tools/pack_speed.sh FOLDER [PAIRS]
 # Yardsticks: `cp --reflink=never` + sync for a tar, `zstd -3` for a tar.zst, `openssl dgst -sha256` of the same weights for
 # each import. Prints for each row the medians of both in seconds of wall and CPU (user and system), the medians of the
 # pairs' ratios yardstick/lora, and lora's peak resident memory. What is read is in the page cache; a scratch file
@@ -22,6 +22,17 @@ fresh() {
     rm "$WORK/scratch"
     cat "$@" >/dev/null
 }
+# Waits, QUIET_S seconds at most (0), until the processors were four fifths idle for half a second: others are at work.
+busy() { awk '/^cpu / { print $2 + $3 + $4 + $7 + $8 + $9, $5 + $6 }' /proc/stat; }
+quiet() {
+    local end=$((SECONDS + ${QUIET_S:-0})) b1 i1 b2 i2
+    while [ $SECONDS -lt $end ]; do
+        read -r b1 i1 < <(busy)
+        sleep 0.5
+        read -r b2 i2 < <(busy)
+        [ $(((i2 - i1) * 5)) -lt $(((b2 - b1 + i2 - i1) * 4)) ] || return 0
+    done
+}
 timed() { /usr/bin/time -a -o "$1" -f '%e %U %S %M' "${@:2}" >/dev/null; }
 
 # row NAME YARDSTICK COMMAND FILES…: both are bash texts; FILES are read before each.
@@ -32,8 +43,10 @@ row() {
     : >"$WORK/ours.txt"
     for ((i = 0; i < PAIRS; i++)); do
         fresh "$@"
+        quiet
         timed "$WORK/yard.txt" bash -c "$yard"
         fresh "$@"
+        quiet
         timed "$WORK/ours.txt" bash -c "exec $ours"
     done
     paste -d' ' "$WORK/yard.txt" "$WORK/ours.txt" >"$WORK/pairs.txt"
