@@ -33,7 +33,12 @@ static double measure(enum dtype t, uint32_t rank)
     struct values_matrix m = {
         .dtype = t, .source_dtype = t, .n_rows = ROWS, .n_cols = COLS, .pairs = &p, .n_pairs = 1};
     struct values_stats stats;
-    struct values_block block = {0, ROWS, stored, t, stored, stored, &stats};
+    struct values_block block = {.n_rows = ROWS,
+                                 .source = stored,
+                                 .source_dtype = t,
+                                 .base = stored,
+                                 .out = stored,
+                                 .stats = &stats};
     if (values_prepare(&v, &m, NULL) != 0 || values_scratch_open(&s, NULL) != 0)
         goto out;
     for (int i = 0; i < 2; i++) { // the first one warms up

@@ -1,8 +1,9 @@
 /*
  * 8-bit floats. Where all values of a scale's block fit at the old scale it stays; else it is the
- * least at which they do, and the block's values are rounded at that. So a block's values wait for
- * the largest of them: threads look through bands of rows first, each band once, and a weight with
- * a single scale is looked through by all of them.
+ * least at which they do, and the block's values are rounded at that. A band of rows that has its
+ * scales to itself is made at the old ones and looked through in one pass, and made again when one
+ * of them has to change. A scale of many bands, as that of a whole tensor, waits for all of them:
+ * threads look through band after band together. Each band is looked through once.
  */
 #include <errno.h>
 #include <string.h>
@@ -33,9 +34,10 @@ int stream_peaks_open(struct stream *s, uint32_t tensor_idx, size_t band_rows, s
     p->peaks = sys_calloc(l->n_rows * l->n_cols, sizeof *p->peaks);
     p->scales = sys_calloc(l->n_rows * l->n_cols, sizeof *p->scales);
     p->ready = sys_calloc(l->n_rows, sizeof *p->ready);
-    return p->bands && p->peaks && p->scales && p->ready
-               ? 0
-               : err_set(err, ERR_NO_MEMORY, "%s: no memory for scales", t->name);
+    if (!p->bands || !p->peaks || !p->scales || !p->ready)
+        return err_set(err, ERR_NO_MEMORY, "%s: no memory for scales", t->name);
+    memcpy(p->scales, t->scales->values, l->n_rows * l->n_cols * sizeof *p->scales);
+    return 0;
 }
 
 void stream_peaks_free(struct stream_peaks *p)
@@ -68,6 +70,21 @@ static int load_rows(struct stream *s, const struct stream_unit *u, size_t row0,
     return stream_read(s, u, row0 * u->n_cols * u->in_size, rows, n * u->n_cols * u->in_size, err);
 }
 
+/* Peaks of a band, or that it failed. */
+static void publish(struct stream_peaks *p, size_t band, const double *peaks, size_t first,
+                    size_t n, int rc)
+{
+    pthread_mutex_lock(&p->lock);
+    for (size_t i = 0; !rc && i < n; i++) {
+        double *to = &p->peaks[first + i];
+        *to = peaks[i] > *to ? peaks[i] : *to;
+    }
+    p->bands[band] = rc ? BAND_TO_DO : BAND_DONE;
+    p->failed = p->failed || rc;
+    pthread_cond_broadcast(&p->changed);
+    pthread_mutex_unlock(&p->lock);
+}
+
 /* The peaks of one band, into the shared ones. A scale of several bands has the largest of all,
  * in whatever order they come. */
 static int look_through(struct stream *s, struct stream_worker *w, struct stream_unit *u,
@@ -85,15 +102,7 @@ static int look_through(struct stream *s, struct stream_worker *w, struct stream
     int rc = load_rows(s, u, row0, n, buffer, &b, err);
     if (!rc)
         rc = values_peaks(u->values, w->scratch, &b, peaks, first, err);
-    pthread_mutex_lock(&p->lock);
-    for (size_t i = 0; !rc && i < n_peaks; i++) {
-        double *to = &p->peaks[first * l->n_cols + i];
-        *to = peaks[i] > *to ? peaks[i] : *to;
-    }
-    p->bands[band] = rc ? BAND_TO_DO : BAND_DONE;
-    p->failed = p->failed || rc;
-    pthread_cond_broadcast(&p->changed);
-    pthread_mutex_unlock(&p->lock);
+    publish(p, band, peaks, first * l->n_cols, n_peaks, rc);
     sys_free(peaks);
     return rc;
 }
@@ -187,6 +196,41 @@ static int compute_scales(struct stream *s, struct stream_worker *w, struct stre
     return 0;
 }
 
+/* Makes the block at the old scales and looks through it meanwhile, if nobody has looked through
+ * its band. *made: it is what is to be written. */
+static int try_old_scales(struct stream *s, struct stream_worker *w, struct stream_unit *u,
+                          const struct stream_block *b, char *buffer, struct values_stats *stats,
+                          bool *made, struct err *err)
+{
+    const struct merge_tensor *t = weight_of(s, u);
+    const struct float8_layout *l = &t->scales->layout;
+    struct stream_peaks *p = s->peaks[u->tensor_idx];
+    size_t band = b->row0 / p->band_rows, first = b->row0 / l->block_rows;
+    size_t n = ((b->row0 + b->n_rows - 1) / l->block_rows - first + 1) * l->n_cols;
+    if (l->block_rows > p->band_rows)
+        return 0;
+    pthread_mutex_lock(&p->lock);
+    bool mine = p->bands[band] == BAND_TO_DO;
+    p->bands[band] = mine ? BAND_IN_HAND : p->bands[band];
+    pthread_mutex_unlock(&p->lock);
+    if (!mine)
+        return 0;
+    double *peaks = sys_calloc(n, sizeof *peaks);
+    struct values_block block = {
+        .out = buffer, .stats = stats, .peaks = peaks, .first_peak_row = first};
+    int rc = peaks ? load_rows(s, u, b->row0, b->n_rows, buffer, &block, err)
+                   : err_set(err, ERR_NO_MEMORY, "no memory for scales");
+    if (!rc)
+        rc = values_block(u->values, w->scratch, &block, err);
+    publish(p, band, peaks, first * l->n_cols, n, rc);
+    sys_free(peaks);
+    if (!rc)
+        rc = need_scales(s, w, u, b->row0, b->n_rows, buffer, err);
+    const double *old = t->scales->values + first * l->n_cols;
+    *made = !rc && memcmp(p->scales + first * l->n_cols, old, n * sizeof *old) == 0;
+    return rc;
+}
+
 int stream_compute_float8(struct stream *s, struct stream_worker *w, struct stream_unit *u,
                           const struct stream_block *b, char *buffer, struct values_stats *stats,
                           struct err *err)
@@ -194,11 +238,17 @@ int stream_compute_float8(struct stream *s, struct stream_worker *w, struct stre
     if (u->is_scales)
         return compute_scales(s, w, u, b, buffer, stats, err);
     struct values_block block = {.out = buffer, .stats = stats};
-    int rc = s->peaks[u->tensor_idx] ? need_scales(s, w, u, b->row0, b->n_rows, buffer, err) : 0;
+    bool made = false;
+    int rc = 0;
+    if (s->peaks[u->tensor_idx]) {
+        rc = try_old_scales(s, w, u, b, buffer, stats, &made, err);
+        if (!rc && !made)
+            rc = need_scales(s, w, u, b->row0, b->n_rows, buffer, err);
+    }
+    if (rc || made)
+        return rc;
     // What is smaller than its result lies at the buffer's end and is used up in order.
     size_t n = b->n_rows * u->n_cols;
-    if (!rc)
-        rc = load_rows(s, u, b->row0, b->n_rows, buffer + n * (u->out_size - u->in_size), &block,
-                       err);
+    rc = load_rows(s, u, b->row0, b->n_rows, buffer + n * (u->out_size - u->in_size), &block, err);
     return rc ? rc : values_block(u->values, w->scratch, &block, err);
 }

@@ -90,6 +90,10 @@ struct values_block {
                       // those have the stored type, and begin before them when theirs is smaller
                       // and both end together
     struct values_stats *stats; // overwritten
+    /* Of 8-bit floats, or NULL: as values_peaks(), in the same pass; then a value that does not fit
+     * its scale is no error, and the block is to be made again at another one. */
+    double *peaks;
+    size_t first_peak_row;
 };
 /* ERR_REFUSED: a value that the stored type cannot hold; ERR_CORRUPT: a source that is not finite;
  * the message has "[row, column]" and no name. ERR_NO_MEMORY. */

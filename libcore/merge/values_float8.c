@@ -42,9 +42,41 @@ void values_scale(const struct values_scales *sc, size_t row, size_t j0, size_t 
     }
 }
 
-int values_round_float8(const struct values *v, struct values_scratch *s, size_t row, size_t j0,
-                        size_t n, const double *gain, size_t step, struct err *err)
+/* Of s->v64, into the row's peaks. */
+static int chunk_peaks(const struct values *v, const struct values_scratch *s, size_t row,
+                       size_t j0, size_t n, double *row_peaks, struct err *err)
 {
+    const struct values_scales *sc = v->m.stored_scales;
+    for (size_t j = 0, run; j < n; j += run) {
+        run = run_of(sc, j0 + j, n - j);
+        if (v->k->peak64(s->v64 + j, run, &row_peaks[(j0 + j) / sc->block_cols]))
+            continue;
+        while (isfinite(s->v64[j]))
+            j++;
+        return values_not_finite(&v->m, row, j0 + j, s->w64[j], err);
+    }
+    return 0;
+}
+
+/* One value in doubt; one that does not fit is nothing yet where peaks are looked for. */
+static int settle(const struct values *v, const struct values_block *b, size_t i, size_t j,
+                  double w, double gain, uint8_t *out, struct err *err)
+{
+    uint64_t bits = 0;
+    int rc = values_settle(v, b->row0 + i, j, w, gain, &bits, err);
+    *out = (uint8_t)bits;
+    if (rc != ERR_REFUSED || !b->peaks)
+        return rc;
+    if (err)
+        err_clear(err);
+    return 0;
+}
+
+int values_round_float8(const struct values *v, struct values_scratch *s,
+                        const struct values_block *b, size_t i, size_t j0, size_t n,
+                        const double *gain, size_t step, struct err *err)
+{
+    size_t row = b->row0 + i;
     const struct values_scales *sc = v->m.stored_scales;
     bool is_e4m3 = v->m.dtype == DTYPE_F8_E4M3;
     for (size_t j = 0, run; j < n; j += run) {
@@ -54,18 +86,18 @@ int values_round_float8(const struct values *v, struct values_scratch *s, size_t
                             s->slack);
         uint8_t any = (is_e4m3 ? v->k->round_e4m3 : v->k->round_e5m2)(s->v, s->slack, run,
                                                                       s->bits8 + j, s->unsure8);
-        for (size_t i = 0; (any || scale == 0) && i < run; i++) {
-            uint64_t bits = 0;
-            if (!s->unsure8[i] && scale > 0)
+        for (size_t k = j; (any || scale == 0) && k < j + run; k++) {
+            if (!s->unsure8[k - j] && scale > 0)
                 continue;
-            int rc =
-                values_settle(v, row, j0 + j + i, s->w64[j + i], gain[(j + i) * step], &bits, err);
+            int rc = settle(v, b, i, j0 + k, s->w64[k], gain[k * step], &s->bits8[k], err);
             if (rc)
                 return rc;
-            s->bits8[j + i] = (uint8_t)bits;
         }
     }
-    return 0;
+    if (!b->peaks)
+        return 0;
+    double *peaks = b->peaks + (row / sc->block_rows - b->first_peak_row) * sc->n_cols;
+    return chunk_peaks(v, s, row, j0, n, peaks, err);
 }
 
 void values_store_scaled(const struct values *v, const struct values_block *b, size_t row,
@@ -94,22 +126,6 @@ void values_store_scaled(const struct values *v, const struct values_block *b, s
 }
 
 // ---- what new scales are made from --------------------------------------------------------------
-
-/* Of s->v64, into the row's peaks. */
-static int chunk_peaks(const struct values *v, const struct values_scratch *s, size_t row,
-                       size_t j0, size_t n, double *row_peaks, struct err *err)
-{
-    const struct values_scales *sc = v->m.stored_scales;
-    for (size_t j = 0, run; j < n; j += run) {
-        run = run_of(sc, j0 + j, n - j);
-        if (v->k->peak64(s->v64 + j, run, &row_peaks[(j0 + j) / sc->block_cols]))
-            continue;
-        while (isfinite(s->v64[j]))
-            j++;
-        return values_not_finite(&v->m, row, j0 + j, s->w64[j], err);
-    }
-    return 0;
-}
 
 int values_peaks(const struct values *v, struct values_scratch *s, const struct values_block *b,
                  double *peaks, size_t first_row, struct err *err)

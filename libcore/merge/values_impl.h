@@ -150,8 +150,9 @@ void values_scale(const struct values_scales *sc, size_t row, size_t j0, size_t 
 double values_scale_at(const struct values_scales *sc, size_t row, size_t j);
 /* Rounds s->v64 +- s->slack64 to 8-bit floats in s->bits8. s->w64 and gains are for what is in
  * doubt. */
-int values_round_float8(const struct values *v, struct values_scratch *s, size_t row, size_t j0,
-                        size_t n, const double *gain, size_t step, struct err *err);
+int values_round_float8(const struct values *v, struct values_scratch *s,
+                        const struct values_block *b, size_t i, size_t j0, size_t n,
+                        const double *gain, size_t step, struct err *err);
 /* values_store() of a matrix in which scales play a part; row: within the block. */
 void values_store_scaled(const struct values *v, const struct values_block *b, size_t row,
                          size_t j0, const void *bits, const double *wanted, size_t n);

@@ -66,14 +66,28 @@ static void deltas(const float *left, size_t n_rows, size_t rank, const float *p
     }
 }
 
+/* Columns whose sums stay in registers while k runs; each sum adds up in rising order of k. */
+enum { SUMS64_COLUMNS = 64 };
+
 static void sums64(const double *left, size_t rank, const double *right, size_t stride, size_t n,
                    double *sum)
 {
-    memset(sum, 0, n * sizeof *sum);
-    for (size_t k = 0; k < rank; k++) {
-        const double l = left[k], *r = right + k * stride;
-        for (size_t j = 0; j < n; j++)
-            sum[j] = __builtin_fma(l, r[j], sum[j]);
+    size_t j0 = 0;
+    for (; j0 + SUMS64_COLUMNS <= n; j0 += SUMS64_COLUMNS) {
+        double acc[SUMS64_COLUMNS] = {0};
+        for (size_t k = 0; k < rank; k++) {
+            const double l = left[k], *r = right + k * stride + j0;
+#pragma GCC unroll 64
+            for (size_t j = 0; j < SUMS64_COLUMNS; j++)
+                acc[j] = __builtin_fma(l, r[j], acc[j]);
+        }
+        memcpy(sum + j0, acc, sizeof acc);
+    }
+    for (size_t j = j0; j < n; j++) {
+        double acc = 0;
+        for (size_t k = 0; k < rank; k++)
+            acc = __builtin_fma(left[k], right[k * stride + j], acc);
+        sum[j] = acc;
     }
 }
 

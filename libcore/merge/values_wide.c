@@ -110,7 +110,7 @@ static int finish_wide(const struct values *v, struct values_scratch *s,
         v->k->gain64(s->w64, s->row + j0, g, step, v->norms64 + j0, values_window(v, norm), n,
                      s->v64, s->slack64);
         int rc = t == DTYPE_F64        ? exact_chunk(v, s, b, i, j0, n, g, step, err)
-                 : values_is_float8(t) ? values_round_float8(v, s, row, j0, n, g, step, err)
+                 : values_is_float8(t) ? values_round_float8(v, s, b, i, j0, n, g, step, err)
                                        : round_wide(v, s, row, j0, n, g, step, err);
         if (rc)
             return rc;

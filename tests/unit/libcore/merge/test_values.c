@@ -330,7 +330,12 @@ TEST(what_the_type_cannot_hold_is_refused_and_a_broken_base_named)
     struct values_scratch *s = NULL;
     struct values_stats st;
     struct err err = {0};
-    struct values_block block = {0, 1, base, DTYPE_F16, base, out, &st};
+    struct values_block block = {.n_rows = 1,
+                                 .source = base,
+                                 .source_dtype = DTYPE_F16,
+                                 .base = base,
+                                 .out = out,
+                                 .stats = &st};
     CHECK_OK(values_prepare(&v, &m, &err), err);
     CHECK_OK(values_scratch_open(&s, &err), err);
     CHECK_CODE(values_block(v, s, &block, &err), ERR_REFUSED, err);
@@ -382,7 +387,12 @@ TEST(vectors_are_summed_exactly_and_replacements_rounded_once)
     struct values_vector term = {&t, 1};
     struct values_stats st;
     struct err err = {0};
-    struct values_block b = {0, 1, base, DTYPE_BF16, base, out, &st};
+    struct values_block b = {.n_rows = 1,
+                             .source = base,
+                             .source_dtype = DTYPE_BF16,
+                             .base = base,
+                             .out = out,
+                             .stats = &st};
     CHECK_OK(values_vector(DTYPE_BF16, 3, &term, 1, &b, &err), err);
     EXPECT_INT(out[0], 0x3F80);
     EXPECT_INT(out[1], 0x3F82);
