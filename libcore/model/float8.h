@@ -1,7 +1,7 @@
 /*
  * float8: checkpoints that keep linear weights as 8-bit floats with scales beside them, which stand
  * for W[i,j] = q[i,j] * scale of the block that (i,j) lies in. Nothing here computes on them; merge
- * reads and writes them. The forms (docs/FORMATS.md): quant_method "fp8" (DeepSeek, Qwen: blocks;
+ * reads and writes them. The forms (docs/MERGING.md): quant_method "fp8" (DeepSeek, Qwen: blocks;
  * or one scale a tensor), "compressed-tensors" in format float-quantized or naive-quantized,
  * "fbgemm_fp8" (a scale a row), "modelopt" with quant_algo FP8, and 8-bit floats that nobody
  * scaled. Other quantizations are refused by name.

@@ -85,6 +85,18 @@ like "$(cat "$TMP/.err")" '^error: .*model.safetensors' "…with the file's name
 not_ok "…no folder" test -e "$TMP/out"
 not_ok "…and nothing beside it" test -e "$TMP/out.partial"
 
+# With --resume what is done stays, and the next run goes on with it.
+(
+    trap '' XFSZ
+    ulimit -f 5000
+    merge --resume >"$TMP/.out" 2>"$TMP/.err"
+)
+is $? 1 "the same with --resume"
+ok "…keeps what is done" test -s "$TMP/out.partial/journal"
+ok "…and with room again it goes on" merge --resume
+ok "…to the same bytes" same "$TMP/out"
+rm -rf "$TMP/out"
+
 # A disk that is really full.
 full='mount -t tmpfs -o size=6m none "$1" && shift && exec "$@"'
 mkdir "$TMP/disk"
@@ -119,6 +131,34 @@ mkdir "$TMP/cut"
 cp "$B"/* "$TMP/cut/"
 truncate -s -1000 "$TMP/cut/model.safetensors"
 exits 5 "a base that is cut short" lora merge "$A/upper-lora" --base "$TMP/cut" --output "$TMP/out"
+mkdir "$TMP/parts"
+cp "$B"/*.json "$TMP/parts/"
+python3 - "$B/model.safetensors" "$TMP/parts" <<'PY'
+import json, struct, sys
+d = open(sys.argv[1], "rb").read(); n = struct.unpack("<Q", d[:8])[0]; h = json.loads(d[8:8 + n]); h.pop("__metadata__", None)
+names, index = sorted(h), {}
+for i, part in enumerate((names[::2], names[1::2])):
+    out, raw = {}, b""
+    for k in part:
+        b, e = h[k]["data_offsets"]
+        out[k] = dict(h[k], data_offsets=[len(raw), len(raw) + e - b]); raw += d[8 + n + b:8 + n + e]
+        index[k] = f"part-{i}.safetensors"
+    t = json.dumps(out).encode(); t += b" " * (-len(t) % 8)
+    open(f"{sys.argv[2]}/part-{i}.safetensors", "wb").write(struct.pack("<Q", len(t)) + t + raw)
+json.dump({"metadata": {}, "weight_map": index}, open(sys.argv[2] + "/model.safetensors.index.json", "w"))
+PY
+ok "a base in two shards" lora merge "$A/upper-lora" --base "$TMP/parts" --output "$TMP/two-shards"
+mv "$TMP/parts/part-1.safetensors" "$TMP/away"
+exits 5 "a shard that is not there" lora merge "$A/upper-lora" --base "$TMP/parts" --output "$TMP/out"
+like "$ERR" 'part-1.safetensors' "…is named"
+mkdir "$TMP/parts/part-1.safetensors"
+not_ok "a shard that cannot be read" lora merge "$A/upper-lora" --base "$TMP/parts" --output "$TMP/out"
+like "$ERR" '^error: .*part-1.safetensors' "…is named, in one line"
+rmdir "$TMP/parts/part-1.safetensors"
+mv "$TMP/away" "$TMP/parts/part-1.safetensors"
+ok "…and once it is back" lora merge "$A/upper-lora" --base "$TMP/parts" --output "$TMP/out"
+ok "…the merge is the same" diff -r "$TMP/out" "$TMP/two-shards"
+rm -rf "$TMP/out"
 mkdir "$TMP/nan"
 cp "$A/upper-lora"/* "$TMP/nan/"
 python3 - "$TMP/nan/adapter_model.safetensors" <<'PY'
