@@ -80,11 +80,11 @@ int plan_float8(struct planner *k)
     struct merge_plan *p = k->p;
     bool any = false;
     for (size_t i = 0; i < p->n_tensors; i++)
-        any = any || float8_is(p->tensors[i].base->value.dtype);
+        any = any || dtype_is_float8(p->tensors[i].base->value.dtype);
     p->to_bf16 = any && k->opt->float8 == MERGE_FLOAT8_BF16;
     for (size_t i = 0; any && i < p->n_tensors; i++) {
         struct merge_tensor *t = &p->tensors[i];
-        bool is_float8 = float8_is(t->base->value.dtype);
+        bool is_float8 = dtype_is_float8(t->base->value.dtype);
         int rc = is_float8 && (t->touched || p->to_bf16) ? find_scales(k, t) : 0;
         if (rc)
             return rc;

@@ -143,7 +143,7 @@ static int check_rows(struct planner *k, struct merge_tensor *t)
 static int check_type(struct planner *k, const struct merge_tensor *t)
 {
     enum dtype d = t->stored.dtype;
-    if (d == DTYPE_BF16 || d == DTYPE_F16 || d == DTYPE_F32 || d == DTYPE_F64 || float8_is(d))
+    if (d == DTYPE_BF16 || d == DTYPE_F16 || d == DTYPE_F32 || d == DTYPE_F64 || dtype_is_float8(d))
         return 0;
     return plan_refuse(k,
                        "%s: the base stores %s here, which is not merged into; merge into the "

@@ -33,13 +33,6 @@ static size_t row_bytes(const struct stream *s, const struct stream_unit *u)
 
 // ---- what a unit's blocks share -----------------------------------------------------------------
 
-/* The weight that a unit is about: of scales, the one that they are of. */
-static const struct merge_tensor *weight_of(const struct stream *s, const struct stream_unit *u)
-{
-    const struct merge_tensor *t = tensor_of(s, u);
-    return t->scales_of ? t->scales_of : t;
-}
-
 /* The adapter's tensors as L and R of this unit (libcore/adapter/adapter.h has the layouts). */
 static struct values_pair pair_of(const struct stream_unit *u, const struct merge_term *term)
 {
@@ -103,7 +96,7 @@ static void set_float8(const struct stream *s, struct stream_unit *u, const stru
 static int prepare(struct stream *s, struct stream_worker *w, struct stream_unit *u, void *buffer,
                    struct err *err)
 {
-    const struct merge_tensor *t = weight_of(s, u);
+    const struct merge_tensor *t = stream_weight(s, u);
     if ((!t->n_terms && !t->scales) || (t->module && t->place.kind != WEIGHT_MATRIX))
         return 0;
     u->pairs = sys_calloc(t->n_terms + 1, sizeof *u->pairs);
@@ -259,7 +252,7 @@ int stream_compute(struct stream *s, struct stream_worker *w, size_t block_idx, 
     if (u->copy)
         return stream_read(s, u, b->offset, buffer, b->n_bytes, err);
     int rc = stream_prepare(s, w, u, buffer, err);
-    if (!rc && weight_of(s, u)->scales)
+    if (!rc && stream_weight(s, u)->scales)
         return named(s, u, stream_compute_float8(s, w, u, b, buffer, total, err), err);
     if (!rc && b->row0 < u->n_base_rows)
         rc = stream_read(s, u, b->offset, buffer, b->n_bytes, err);

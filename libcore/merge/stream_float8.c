@@ -13,12 +13,6 @@
 
 enum { BAND_TO_DO, BAND_IN_HAND, BAND_DONE };
 
-static const struct merge_tensor *weight_of(const struct stream *s, const struct stream_unit *u)
-{
-    const struct merge_tensor *t = &s->p->tensors[u->tensor_idx];
-    return t->scales_of ? t->scales_of : t;
-}
-
 int stream_peaks_open(struct stream *s, uint32_t tensor_idx, size_t band_rows, struct err *err)
 {
     const struct merge_tensor *t = &s->p->tensors[tensor_idx];
@@ -57,7 +51,7 @@ void stream_peaks_free(struct stream_peaks *p)
 static int load_rows(struct stream *s, const struct stream_unit *u, size_t row0, size_t n,
                      void *rows, struct values_block *b, struct err *err)
 {
-    const struct merge_tensor *t = weight_of(s, u);
+    const struct merge_tensor *t = stream_weight(s, u);
     b->row0 = row0;
     b->n_rows = n;
     b->base = b->source = rows;
@@ -90,7 +84,7 @@ static void publish(struct stream_peaks *p, size_t band, const double *peaks, si
 static int look_through(struct stream *s, struct stream_worker *w, struct stream_unit *u,
                         struct stream_peaks *p, size_t band, void *buffer, struct err *err)
 {
-    const struct merge_tensor *t = weight_of(s, u);
+    const struct merge_tensor *t = stream_weight(s, u);
     const struct float8_layout *l = &t->scales->layout;
     size_t row0 = band * p->band_rows, first = row0 / l->block_rows;
     size_t n = u->n_rows - row0 < p->band_rows ? u->n_rows - row0 : p->band_rows;
@@ -143,7 +137,7 @@ static void decide_scales(const struct stream *s, const struct merge_tensor *t,
 static int need_scales(struct stream *s, struct stream_worker *w, struct stream_unit *u,
                        size_t row0, size_t n, void *buffer, struct err *err)
 {
-    const struct merge_tensor *t = weight_of(s, u);
+    const struct merge_tensor *t = stream_weight(s, u);
     struct stream_peaks *p = s->peaks[t - s->p->tensors];
     size_t block = t->scales->layout.block_rows, first = row0 / block,
            last = (row0 + n - 1) / block;
@@ -170,7 +164,7 @@ static int compute_scales(struct stream *s, struct stream_worker *w, struct stre
                           const struct stream_block *b, char *buffer, struct values_stats *stats,
                           struct err *err)
 {
-    const struct merge_tensor *t = weight_of(s, u);
+    const struct merge_tensor *t = stream_weight(s, u);
     const struct float8_layout *l = &t->scales->layout;
     const struct stream_peaks *p = s->peaks[t - s->p->tensors];
     size_t n = l->n_rows * l->n_cols, size = dtype_bits(l->scale->value.dtype) / 8;
@@ -202,7 +196,7 @@ static int try_old_scales(struct stream *s, struct stream_worker *w, struct stre
                           const struct stream_block *b, char *buffer, struct values_stats *stats,
                           bool *made, struct err *err)
 {
-    const struct merge_tensor *t = weight_of(s, u);
+    const struct merge_tensor *t = stream_weight(s, u);
     const struct float8_layout *l = &t->scales->layout;
     struct stream_peaks *p = s->peaks[u->tensor_idx];
     size_t band = b->row0 / p->band_rows, first = b->row0 / l->block_rows;

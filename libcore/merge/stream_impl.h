@@ -77,6 +77,14 @@ struct stream {
     struct stream_peaks **peaks; // [tensors], NULL: none
 };
 
+/* The weight that a unit is about: of scales, the one that they are of. */
+static inline const struct merge_tensor *stream_weight(const struct stream *s,
+                                                       const struct stream_unit *u)
+{
+    const struct merge_tensor *t = &s->p->tensors[u->tensor_idx];
+    return t->scales_of ? t->scales_of : t;
+}
+
 /* What a thread computes with; buffers hold one block. */
 struct stream_worker {
     struct values_scratch *scratch;

@@ -155,7 +155,7 @@ static int check_types(const struct values_matrix *m, struct err *err)
                            dtype_name(p->left.tensor->dtype));
     }
     if (m->dtype == DTYPE_BF16 || m->dtype == DTYPE_F16 || m->dtype == DTYPE_F32 ||
-        m->dtype == DTYPE_F64 || values_is_float8(m->dtype))
+        m->dtype == DTYPE_F64 || dtype_is_float8(m->dtype))
         return 0;
     return err_set(err, ERR_REFUSED, "weights of type %s cannot be merged into",
                    dtype_name(m->dtype));

@@ -137,7 +137,7 @@ static struct twofold exact_sum(const struct values_matrix *m, size_t i, size_t 
 
 uint64_t values_exact(const struct values_matrix *m, size_t i, size_t j, double w, double gain)
 {
-    if (values_is_float8(m->dtype)) {
+    if (dtype_is_float8(m->dtype)) {
         struct twofold v = exact_sum(m, i, j, w);
         return float8_bits(m->dtype, gain == 1 ? v : scale(v, gain),
                            values_scale_at(m->stored_scales, i, j), w);

@@ -4,11 +4,6 @@
 
 #include "libcore/merge/values_impl.h"
 
-bool values_is_float8(enum dtype t)
-{
-    return t == DTYPE_F8_E4M3 || t == DTYPE_F8_E5M2;
-}
-
 void values_load64(const struct values_kernels *k, enum dtype t, const void *src, double *dst,
                    size_t n)
 {

@@ -141,7 +141,6 @@ void values_device_release(struct values_scratch *s);
 bool values_on_device(const struct values *v, const struct values_block *b);
 int values_block_device(const struct values *v, struct values_scratch *s,
                         const struct values_block *b, struct err *err);
-bool values_is_float8(enum dtype t);
 /* As dtype_to_f64(). */
 void values_load64(const struct values_kernels *k, enum dtype t, const void *src, double *dst,
                    size_t n);

@@ -109,14 +109,14 @@ static int finish_wide(const struct values *v, struct values_scratch *s,
         values_load_chunk(v, s, b, i, j0, n);
         v->k->gain64(s->w64, s->row + j0, g, step, v->norms64 + j0, values_window(v, norm), n,
                      s->v64, s->slack64);
-        int rc = t == DTYPE_F64        ? exact_chunk(v, s, b, i, j0, n, g, step, err)
-                 : values_is_float8(t) ? values_round_float8(v, s, b, i, j0, n, g, step, err)
-                                       : round_wide(v, s, row, j0, n, g, step, err);
+        int rc = t == DTYPE_F64       ? exact_chunk(v, s, b, i, j0, n, g, step, err)
+                 : dtype_is_float8(t) ? values_round_float8(v, s, b, i, j0, n, g, step, err)
+                                      : round_wide(v, s, row, j0, n, g, step, err);
         if (rc)
             return rc;
-        const void *bits = t == DTYPE_F32        ? (const void *)s->bits
-                           : values_is_float8(t) ? (const void *)s->bits8
-                                                 : (const void *)s->bits16;
+        const void *bits = t == DTYPE_F32       ? (const void *)s->bits
+                           : dtype_is_float8(t) ? (const void *)s->bits8
+                                                : (const void *)s->bits16;
         if (v->m.stored_scales || v->m.base_scales || v->m.base_dtype != DTYPE_NONE)
             values_store_scaled(v, b, i, j0, bits, s->v64, n);
         else if (t != DTYPE_F64)

@@ -179,7 +179,7 @@ static bool belongs(const struct checkpoint *c, const char *name, const char *su
         return false;
     snprintf(weight, sizeof weight, "%.*s%s", (int)(n - m), name, instead);
     const struct checkpoint_tensor *t = checkpoint_find(c, weight);
-    return t && float8_is(t->value.dtype);
+    return t && dtype_is_float8(t->value.dtype);
 }
 
 bool float8_is_beside(const struct checkpoint *base, const char *name)

@@ -27,11 +27,6 @@ int float8_config_read(struct float8_config *out, const json_t *config, const ch
 int config_read_stored(struct model_config *out, struct float8_config *float8, const char *folder,
                        struct err *err);
 
-static inline bool float8_is(enum dtype t)
-{
-    return t == DTYPE_F8_E4M3 || t == DTYPE_F8_E5M2;
-}
-
 /* How a matrix's scales lie: the scale of (i, j) is number i / block_rows * n_cols + j / block_cols
  * of the tensor. */
 struct float8_layout {

@@ -51,10 +51,15 @@ enum dtype dtype_parse(const char *name)
     return DTYPE_NONE;
 }
 
+bool dtype_is_float8(enum dtype t)
+{
+    return t == DTYPE_F8_E4M3 || t == DTYPE_F8_E5M2;
+}
+
 bool dtype_is_float(enum dtype t)
 {
     return t == DTYPE_F64 || t == DTYPE_F32 || t == DTYPE_F16 || t == DTYPE_BF16 ||
-           t == DTYPE_F8_E4M3 || t == DTYPE_F8_E5M2;
+           dtype_is_float8(t);
 }
 
 // ---- to float32 ---------------------------------------------------------------------------------
