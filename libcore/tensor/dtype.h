@@ -39,8 +39,7 @@ unsigned dtype_bits(enum dtype t);
 const char *dtype_name(enum dtype t);     // as safetensors writes it: "BF16"
 enum dtype dtype_parse(const char *name); // DTYPE_NONE when unknown
 bool dtype_is_float(enum dtype t);        // F64, F32, F16, BF16, F8_E4M3, F8_E5M2
-
-bool dtype_is_float8(enum dtype t); // F8_E4M3, F8_E5M2
+bool dtype_is_float8(enum dtype t);       // the last two
 
 /* Scalars. To a smaller type: round to nearest, ties to even; overflow gives ±Inf (f8_e4m3: NaN).
  */
