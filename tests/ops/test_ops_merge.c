@@ -10,6 +10,7 @@
 #include "libcore/base/sys.h"
 #include "libcore/base/thread.h"
 #include "libcore/merge/values.h"
+#include "tests/lib/random_tensor.h"
 #include "tests/lib/test.h"
 
 struct merge_case {
@@ -34,29 +35,6 @@ static const struct merge_case cases[] = {
     {"f16 ties", DTYPE_F16, DTYPE_F32, 24, 600, 1, {2, 0}, 0, true},
     {"one column", DTYPE_BF16, DTYPE_F32, 9, 1, 1, {3, 0}, 0.1, false},
 };
-
-static uint64_t seed = 88172645463325252u;
-
-static double uniform(void) // (-1, 1)
-{
-    seed ^= seed << 13;
-    seed ^= seed >> 7;
-    seed ^= seed << 17;
-    return (double)(int64_t)seed * 0x1p-63;
-}
-
-static struct tensor made(enum dtype t, size_t rows, size_t cols, double size)
-{
-    struct tensor x = {.dtype = t, .n_dims = 2, .shape = {rows, cols}};
-    size_t bytes = dtype_bits(t) / 8;
-    char *data = sys_malloc(rows * cols * bytes + 1);
-    for (size_t i = 0; i < rows * cols; i++) {
-        double v = uniform() * size;
-        dtype_from_f64(t, &v, data + i * bytes, 1);
-    }
-    x.data = data;
-    return x;
-}
 
 struct world {
     struct tensor left[2], right[2];
@@ -89,12 +67,13 @@ static void make_world(struct world *w, const struct merge_case *c)
     memset(w, 0, sizeof *w);
     for (size_t t = 0; t < c->n_pairs; t++) {
         uint32_t r = c->ranks[t];
-        w->left[t] = made(c->factors, c->n_rows, r, c->size);
-        w->right[t] = made(c->factors, r, c->n_cols, 1);
+        w->left[t] = random_tensor(c->factors, c->n_rows, r, c->size);
+        w->right[t] = random_tensor(c->factors, r, c->n_cols, 1);
         w->pairs[t] = (struct values_pair){
             {&w->left[t], 0, r, 1}, {&w->right[t], 0, c->n_cols, 1}, r, (t ? -0.5 : 1.0) * 2 / r};
     }
-    struct tensor base = made(c->dtype, c->n_rows, c->n_cols, c->size < 1e-6 ? 1e-7 : 0.05);
+    struct tensor base =
+        random_tensor(c->dtype, c->n_rows, c->n_cols, c->size < 1e-6 ? 1e-7 : 0.05);
     w->base = (uint16_t *)(uintptr_t)base.data;
     if (c->on_ties)
         put_on_ties(w, c);
@@ -222,8 +201,8 @@ TEST(products_are_those_of_float64_within_float32)
     struct err err = {0};
     for (size_t t = 0; t < sizeof shapes / sizeof shapes[0]; t++) {
         size_t m = shapes[t][0], n = shapes[t][1], k = shapes[t][2];
-        struct tensor a = made(DTYPE_F32, m, k, 1), b = made(DTYPE_F32, k, n, 1),
-                      c = made(DTYPE_F32, m, n, 1);
+        struct tensor a = random_tensor(DTYPE_F32, m, k, 1), b = random_tensor(DTYPE_F32, k, n, 1),
+                      c = random_tensor(DTYPE_F32, m, n, 1);
         const float *x = a.data, *y = b.data;
         float *z = (float *)(uintptr_t)c.data, *was = sys_malloc(m * n * sizeof *was);
         memcpy(was, z, m * n * sizeof *was);

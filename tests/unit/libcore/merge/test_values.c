@@ -6,6 +6,7 @@
 
 #include "libcore/base/sys.h"
 #include "libcore/merge/values.h"
+#include "tests/lib/random_tensor.h"
 #include "tests/lib/test.h"
 
 typedef __float128 wide_real;
@@ -24,29 +25,6 @@ struct world {
     void *base, *out;
     struct values_matrix m;
 };
-
-static uint64_t seed = 88172645463325252u;
-
-static double uniform(void) // (-1, 1)
-{
-    seed ^= seed << 13;
-    seed ^= seed >> 7;
-    seed ^= seed << 17;
-    return (double)(int64_t)seed * 0x1p-63;
-}
-
-static struct tensor random_tensor(enum dtype t, size_t rows, size_t cols, double size)
-{
-    struct tensor x = {.dtype = t, .n_dims = 2, .shape = {rows, cols}};
-    size_t n = rows * cols, bytes = dtype_bits(t) / 8;
-    char *data = sys_malloc(n * bytes + 1);
-    for (size_t i = 0; i < n; i++) {
-        double v = uniform() * size;
-        dtype_from_f64(t, &v, data + i * bytes, 1);
-    }
-    x.data = data;
-    return x;
-}
 
 static double value_of(const struct tensor *t, size_t i)
 {
