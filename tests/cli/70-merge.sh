@@ -92,6 +92,10 @@ exits 4 "an output that is there" lora merge "$A/upper-lora" --base "$B" --outpu
 like "$ERR" 'is there already' "…is not touched"
 ok "…unless --force" lora merge "$A/title-lora" --base "$B" --output "$TMP/again" --force
 not_ok "…replaces it" weights_equal "$TMP/upper" "$TMP/again"
+exits 1 "a card that is not there" env LORA_CUDA_PLUGIN="$TMP/none.so" lora merge "$A/upper-lora" --base "$B" --output "$TMP/x" --device cuda:0
+like "$ERR" 'no plug-in' "…is said"
+ok "auto does without" env LORA_CUDA_PLUGIN="$TMP/none.so" lora merge "$A/upper-lora" --base "$B" --output "$TMP/auto" --device auto
+ok "…the same bytes" weights_equal "$TMP/auto" "$TMP/upper"
 exits 2 "no output" lora merge "$A/upper-lora" --base "$B"
 exits 2 "no adapter" lora merge --output "$TMP/x"
 exits 2 "a weight that is no number" lora merge "$A/upper-lora=x" --base "$B" --output "$TMP/x"
