@@ -46,7 +46,8 @@ static const uint32_t constants[64] __attribute__((aligned(16))) = {
     0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
-#define WITH_SHA __attribute__((target("sha,ssse3,sse4.1")))
+/* AVX for its instructions with three operands: 2 to 7 % faster. */
+#define WITH_SHA __attribute__((target("sha,avx")))
 #define INLINE   static inline __attribute__((always_inline)) WITH_SHA
 
 /* The working state as the instructions want it: a, b, e, f in one register, c, d, g, h in one. */
@@ -100,8 +101,10 @@ INLINE void run_blocks(struct words w[2], const uint8_t *const at[2], size_t n_b
                     w[i].m[k] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)from), swap);
                 else
                     four_words(&w[i], k);
-                four_rounds(&w[i], k);
             }
+#pragma GCC unroll 2
+            for (int i = 0; i < n_chains; i++)
+                four_rounds(&w[i], k);
         }
 #pragma GCC unroll 2
         for (int i = 0; i < n_chains; i++) {
@@ -133,11 +136,9 @@ WITH_SHA static void blocks_of_two(struct chain c[2], const uint8_t *const at[2]
 
 static bool has_sha(void)
 {
-    enum { SSSE3 = 1 << 9, SSE41 = 1 << 19, SHA = 1 << 29 };
-    unsigned a, b, c, d, more;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & SSSE3) || !(c & SSE41))
-        return false;
-    return __get_cpuid_count(7, 0, &a, &more, &c, &d) && (more & SHA);
+    enum { SHA = 1 << 29 };
+    unsigned a, b, c, d;
+    return __builtin_cpu_supports("avx") && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & SHA);
 }
 
 #else
