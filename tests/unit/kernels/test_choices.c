@@ -88,6 +88,7 @@ TEST(a_damaged_or_foreign_file_counts_as_empty_and_is_written_anew)
     write_two(folder, "another card", other, sizeof other);
     CHECK_OK(file_read(other, 1 << 16, &data, &size, &err), err);
     CHECK_OK(file_write_atomic(path, data, size, &err), err); // a file of another key in our place
+    sys_free(data);
     CHECK_INT(count(folder, "card"), 0);
     write_two(folder, "card", path, sizeof path);
     CHECK_INT(count(folder, "card"), 2);
