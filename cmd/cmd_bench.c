@@ -12,7 +12,7 @@
 static struct {
     const char *device, *shape, *sequences, *mix, *ranks, *counts;
     int64_t rank, context, adapters, rounds, steps, threads, prompt, new_tokens, requests;
-    bool no_graphs;
+    bool no_graphs, deterministic;
 } o = {.device = "auto",
        .shape = "llama-3.1-8b",
        .counts = "1,4,32,256",
@@ -122,6 +122,10 @@ static const struct option table[] = {
      .type = OPTION_FLAG,
      .value = &o.no_graphs,
      .help = "Launches kernel by kernel, for comparison."},
+    {.long_name = "deterministic",
+     .type = OPTION_FLAG,
+     .value = &o.deterministic,
+     .help = "Kernels whose order of summation does not depend on the batch."},
     {0}};
 
 static int parse_list(const char *option, const char *text, uint32_t most, uint32_t max,
@@ -174,7 +178,8 @@ static int fill_request(struct bench_request *q, const struct word *w, bool json
                                 .n_ranks = 1,
                                 .n_adapters = (uint32_t)o.adapters,
                                 .n_threads = (unsigned)o.threads,
-                                .no_graphs = o.no_graphs};
+                                .no_graphs = o.no_graphs,
+                                .deterministic = o.deterministic};
     int rc = parse_list("sequences", o.sequences ? o.sequences : w->sizes, 65536, BENCH_MAX_SIZES,
                         q->sizes, &q->n_sizes, err);
     if (rc == 0)

@@ -23,7 +23,7 @@ struct bench_options {
     uint32_t max_rows, max_sequences;
     uint32_t context; // tokens that a sequence's pages hold, less one
     unsigned n_threads;
-    bool no_graphs;
+    bool no_graphs, deterministic;
     bool bare; // no room for adapters at all: the base as it is without LoRA
 };
 

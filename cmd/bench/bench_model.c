@@ -105,8 +105,10 @@ static int load_weights(struct bench_model *b, struct err *err)
 static int open_model(struct bench_model *b, struct err *err)
 {
     const struct bench_options *o = &b->opt;
-    struct backend_options be = {
-        .device = o->device, .n_threads = o->n_threads, .no_graphs = o->no_graphs};
+    struct backend_options be = {.device = o->device,
+                                 .n_threads = o->n_threads,
+                                 .no_graphs = o->no_graphs,
+                                 .deterministic = o->deterministic};
     uint32_t page_tokens = 16;
     int rc = kernels_open(&b->be, &be, NULL, 0, err);
     if (rc)
