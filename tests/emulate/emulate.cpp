@@ -253,14 +253,21 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 {
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "emulated card");
-    p->major = card_is("sm 75") ? 7 : 9;
-    p->minor = card_is("sm 75") ? 5 : 0;
+    p->major = card_is("sm 75") ? 7 : 8; // no Hopper: its kernels are left out
+    p->minor = card_is("sm 75") ? 5 : 9;
     p->multiProcessorCount = EMU_SMS;
     p->totalGlobalMem = (size_t)8 << 30;
     p->sharedMemPerMultiprocessor = 233472;
     p->sharedMemPerBlockOptin = SHARED;
     p->l2CacheSize = 50 << 20;
     return 0;
+}
+cudaError_t cudaDeviceGetAttribute(int *v, cudaDeviceAttr a, int d)
+{
+    cudaDeviceProp p;
+    cudaError_t e = cudaGetDeviceProperties(&p, d);
+    *v = a == cudaDevAttrComputeCapabilityMajor ? p.major : p.minor;
+    return e;
 }
 cudaError_t cudaDeviceSetCacheConfig(int) { return 0; }
 cudaError_t cudaDeviceSynchronize(void) { return 0; }
