@@ -23,7 +23,11 @@ uint32_t cuda_fixed_rows(const struct cuda_backend *be, uint32_t n)
 
 int cuda_linear_fixed(struct device_model *m, const struct cuda_fixed *f, struct cu_expand *e)
 {
-    uint32_t n = f->n_real, tile = n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : CU_MAX_TILE;
+    uint32_t n = f->n_real, tile = n <= 8    ? 8
+                                   : n <= 16 ? 16
+                                   : n <= 32 ? 32
+                                   : n <= 64 ? 64
+                                             : CU_MAX_TILE;
     struct cu_grouped g = {.w = f->w,
                            .x = f->x,
                            .n = e->n,

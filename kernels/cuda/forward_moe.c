@@ -112,7 +112,11 @@ bool cuda_moe_fits(const struct device_model *m, uint32_t rows, uint32_t v_width
 static uint32_t tile_for(const struct model_config *c, uint32_t t)
 {
     uint32_t places = t * c->n_experts_used, each = places / c->n_experts;
-    return each <= 4 ? SMALL_TILE : each <= 10 ? 16 : each <= 24 ? 32 : CU_MAX_TILE;
+    return each <= 4    ? SMALL_TILE
+           : each <= 10 ? 16
+           : each <= 24 ? 32
+           : each < 96  ? 64
+                        : CU_MAX_TILE;
 }
 
 /* The rows of the step whose owner replaces the router. */
@@ -178,7 +182,7 @@ int cuda_moe_forward(struct device_model *m, const struct cuda_run *run, const s
     const struct model_config *c = m->config;
     const struct cuda_layer *l = &m->layers[layer];
     struct cuda_moe *e = &m->moe;
-    uint32_t t = run->rows, rows_tile = t <= 8 ? 8 : t <= 16 ? 16 : t <= 32 ? 32 : CU_MAX_TILE;
+    uint32_t t = run->rows, rows_tile = t <= 128 ? SMALL_TILE : 16;
     bool gelu = c->activation == ACTIVATION_GELU_TANH;
     struct cu_grouped g = {.w = l->router.data,
                            .x = m->h,

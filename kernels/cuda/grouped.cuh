@@ -28,8 +28,11 @@ template <int THREADS> struct GroupedShared {
 __device__ __forceinline__ cu_tile tile_of(const cu_grouped &g, uint32_t idx)
 {
     if (g.tiles)
-        return idx < *g.n_tiles ? g.tiles[idx] : cu_tile{0, 0, 0};
-    uint32_t n = *g.n_rows, first = idx * g.tile;
+        return idx < __ldcg(g.n_tiles)
+                   ? cu_tile{__ldcg(&g.tiles[idx].group), __ldcg(&g.tiles[idx].first),
+                             __ldcg(&g.tiles[idx].n)}
+                   : cu_tile{0, 0, 0};
+    uint32_t n = __ldcg(g.n_rows), first = idx * g.tile;
     return cu_tile{0, first, first < n ? min(n - first, g.tile) : 0};
 }
 
@@ -39,8 +42,8 @@ __device__ void list_places(const cu_grouped &g, const cu_tile &tile, GroupedSha
     for (uint32_t i = threadIdx.x; i < CU_MAX_TILE; i += THREADS) {
         uint32_t place = tile.first + i;
         bool in = i < tile.n;
-        sm.x_row[i] = !in ? NO_ROW : g.x_row ? g.x_row[place] : place;
-        sm.row[i] = !in ? NO_ROW : g.row ? g.row[place] : place;
+        sm.x_row[i] = !in ? NO_ROW : g.x_row ? __ldcg(g.x_row + place) : place;
+        sm.row[i] = !in ? NO_ROW : g.row ? __ldcg(g.row + place) : place;
     }
 }
 

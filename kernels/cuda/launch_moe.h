@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 enum {
-    CU_MAX_TILE = 64,
+    CU_MAX_TILE = 128,
     CU_MAX_EXPERTS = 512,    // a thread each
     CU_MAX_EXPERTS_USED = 16 // by one row
 };
@@ -37,7 +37,7 @@ struct cu_grouped {
     const struct cu_tile *tiles;
     const uint32_t *n_tiles; // of them
     const uint32_t *n_rows;
-    uint32_t tile_bound, tile; // tiles launched; places of one: 8, 16, 32 or 64
+    uint32_t tile_bound, tile; // tiles launched; places of one: 8, 16, 32, 64, 128
     /* Adapters, NULL segments for none: sites[slot * site_stride]; of group e, A's pieces are
      * a[e n_groups + …] and B's b[e blocks + …] (blocks of CU_B_BLOCK outputs). */
     const struct cu_segment *segments;

@@ -2,10 +2,10 @@
  * shrink_grouped: v[place, .] = scale * A_e x of every segment, for rows grouped by expert e, or
  * all rows as one group (--deterministic).
  *
- * A CTA has a tile of places and every fourth group of 16 rows of A; its eight warps take equal
- * stretches of k, straight from global memory into fragments (A on the MMA's M side), summed in
- * shared memory in the order of the warps: what a place gets depends on K alone. Bytes: A_e of a
- * tile's adapters, x once a group.
+ * A CTA has up to 64 places of a tile and every fourth group of 16 rows of A; its eight warps take
+ * equal stretches of k, straight from global memory into fragments (A on the MMA's M side), summed
+ * in shared memory in the order of the warps: what a place gets depends on K alone. Bytes: A_e of a
+ * tile's adapters, x once a group. The product that takes v runs beside it.
  */
 #include "kernels/cuda/grouped.cuh"
 
@@ -14,7 +14,7 @@ using namespace lora;
 namespace
 {
 
-constexpr int WARPS = 8, THREADS = WARPS * 32, GRID_GROUPS = 4;
+constexpr int WARPS = 8, THREADS = WARPS * 32, GRID_GROUPS = 4, MAX_TOKENS = 64;
 
 template <int NT> struct Worker {
     const cu_grouped &g;
@@ -51,7 +51,7 @@ template <int NT> struct Worker {
         }
         uint32_t steps = (g.k + 15) / 16, per = (steps + WARPS - 1) / WARPS;
         uint32_t end = min((warp + 1) * per, steps);
-#pragma unroll 4
+#pragma unroll(NT <= 2 ? 8 : 4)
         for (uint32_t s = warp * per; s < end; s++) {
             uint32_t k = s * 16 + lane % 4 * 2;
             uint32_t w[4] = {pair_at(low, k), pair_at(high, k), pair_at(low, k + 8),
@@ -100,6 +100,9 @@ template <int NT> struct Worker {
     __device__ void run()
     {
         tile = tile_of(g, blockIdx.x);
+        uint32_t begin = blockIdx.z * MAX_TOKENS; // of a tile of 128
+        tile.first += begin;
+        tile.n = tile.n > begin ? min(tile.n - begin, (uint32_t)MAX_TOKENS) : 0;
         if (tile.n == 0)
             return;
         list_places(g, tile, sm);
@@ -121,20 +124,21 @@ template <int NT> struct Worker {
     }
 };
 
-template <int NT> __global__ void __launch_bounds__(THREADS) shrink_kernel(const cu_grouped g)
+template <int NT> __global__ void __launch_bounds__(THREADS, 2) shrink_kernel(const cu_grouped g)
 {
     __shared__ GroupedShared<THREADS> sm;
     __shared__ float red[WARPS * NT * 8 * 16];
-    pdl_launch_dependents();
     pdl_wait();
+    pdl_launch_dependents(); // not before: the product that follows reads what this waited for
     Worker<NT> worker(g, sm, red);
     worker.run();
 }
 
 template <int NT> int launch(const cu_grouped *g, cudaStream_t stream)
 {
-    return launch_pdl(shrink_kernel<NT>, dim3(g->tile_bound, GRID_GROUPS), dim3(THREADS), 0, stream,
-                      *g);
+    return launch_pdl(shrink_kernel<NT>,
+                      dim3(g->tile_bound, GRID_GROUPS, g->tile > MAX_TOKENS ? 2 : 1), dim3(THREADS),
+                      0, stream, *g);
 }
 
 } // namespace
@@ -151,6 +155,7 @@ extern "C" int cu_grouped_shrink(const struct cu_grouped *g, cudaStream_t stream
     case 32:
         return launch<4>(g, stream);
     case 64:
+    case CU_MAX_TILE:
         return launch<8>(g, stream);
     default:
         return cudaErrorInvalidValue;
