@@ -199,7 +199,14 @@ struct merge_rows {
     struct merge_sums *sums;  // [n_rows, ceil(n_cols / MERGE_CHUNK)]
 };
 
+/* The right half of float64 sums: R[rank, n_cols], rows `stride` apart. */
+struct merge_right {
+    size_t n_cols, rank, stride;
+    const double *right;
+};
+
 struct device_merge; // a merge_matrix on the device
+struct device_sums;  // a merge_right on the device
 struct merge_lane;   // what one thread computes with: buffers, a stream
 
 /* Second table, optional slots: mathematics for merge, DoRA and pre-merging. Host pointers in and
@@ -225,6 +232,14 @@ struct backend_math {
      * chunk of out is undefined: the caller computes it. */
     int (*merge_delta)(struct backend *be, const struct device_merge *m, struct merge_lane *lane,
                        const struct merge_rows *rows, struct err *err);
+    /* For what float32 sums cannot decide: float32 and 8-bit weights, DoRA. As merge_open. */
+    int (*sums_open)(struct backend *be, const struct merge_right *r, struct device_sums **out,
+                     struct err *err);
+    void (*sums_close)(struct backend *be, struct device_sums *s);
+    /* sums[n_rows, n_cols] = L R for L[n_rows, rank], float64, every sum one chain of fused
+     * multiply-adds over k in rising order. */
+    int (*sums)(struct backend *be, const struct device_sums *s, struct merge_lane *lane,
+                const double *left, size_t n_rows, double *sums, struct err *err);
 };
 
 struct backend_ops {

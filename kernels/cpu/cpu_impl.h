@@ -333,6 +333,11 @@ int cpu_merge_lane_open(struct backend *be, struct merge_lane **out, struct err 
 void cpu_merge_lane_close(struct backend *be, struct merge_lane *lane);
 int cpu_merge_delta(struct backend *be, const struct device_merge *m, struct merge_lane *lane,
                     const struct merge_rows *rows, struct err *err);
+int cpu_sums_open(struct backend *be, const struct merge_right *r, struct device_sums **out,
+                  struct err *err);
+void cpu_sums_close(struct backend *be, struct device_sums *s);
+int cpu_sums(struct backend *be, const struct device_sums *s, struct merge_lane *lane,
+             const double *left, size_t n_rows, double *sums, struct err *err);
 
 /* Bytes a second that the pool's threads read of a buffer beyond every cache; 0: no memory. */
 double cpu_read_bandwidth(const struct isa_table *isa, struct worker_pool *pool);

@@ -218,4 +218,7 @@ const struct backend_math cpu_math = {.row_norms = row_norms,
                                       .merge_close = cpu_merge_close,
                                       .merge_lane_open = cpu_merge_lane_open,
                                       .merge_lane_close = cpu_merge_lane_close,
-                                      .merge_delta = cpu_merge_delta};
+                                      .merge_delta = cpu_merge_delta,
+                                      .sums_open = cpu_sums_open,
+                                      .sums_close = cpu_sums_close,
+                                      .sums = cpu_sums};

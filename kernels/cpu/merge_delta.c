@@ -178,3 +178,48 @@ int cpu_merge_delta(struct backend *be, const struct device_merge *d, struct mer
     }
     return 0;
 }
+
+// ---- float64 sums -------------------------------------------------------------------------------
+
+struct device_sums {
+    size_t n_cols, rank;
+    double right[]; // [rank, n_cols]
+};
+
+int cpu_sums_open(struct backend *be, const struct merge_right *r, struct device_sums **out,
+                  struct err *err)
+{
+    struct device_sums *d = sys_malloc(sizeof *d + r->rank * r->n_cols * sizeof *r->right);
+    (void)be;
+    *out = d;
+    if (!d)
+        return err_set(err, ERR_NO_MEMORY, "no memory for factors of %zu columns", r->n_cols);
+    d->n_cols = r->n_cols;
+    d->rank = r->rank;
+    for (size_t k = 0; k < r->rank; k++)
+        memcpy(d->right + k * r->n_cols, r->right + k * r->stride, r->n_cols * sizeof *r->right);
+    return 0;
+}
+
+void cpu_sums_close(struct backend *be, struct device_sums *s)
+{
+    (void)be;
+    sys_free(s);
+}
+
+int cpu_sums(struct backend *be, const struct device_sums *s, struct merge_lane *lane,
+             const double *left, size_t n_rows, double *sums, struct err *err)
+{
+    (void)be;
+    (void)lane;
+    (void)err;
+    for (size_t i = 0; i < n_rows; i++) {
+        for (size_t j = 0; j < s->n_cols; j++) {
+            double sum = 0;
+            for (size_t k = 0; k < s->rank; k++)
+                sum = fma(left[i * s->rank + k], s->right[k * s->n_cols + j], sum);
+            sums[i * s->n_cols + j] = sum;
+        }
+    }
+    return 0;
+}

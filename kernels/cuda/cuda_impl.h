@@ -361,6 +361,11 @@ int cuda_merge_lane_open(struct backend *be, struct merge_lane **out, struct err
 void cuda_merge_lane_close(struct backend *be, struct merge_lane *lane);
 int cuda_merge_delta(struct backend *be, const struct device_merge *m, struct merge_lane *lane,
                      const struct merge_rows *rows, struct err *err);
+int cuda_sums_open(struct backend *be, const struct merge_right *r, struct device_sums **out,
+                   struct err *err);
+void cuda_sums_close(struct backend *be, struct device_sums *s);
+int cuda_sums(struct backend *be, const struct device_sums *s, struct merge_lane *lane,
+              const double *left, size_t n_rows, double *sums, struct err *err);
 int cuda_matmul(struct backend *be, const float *a, const float *b, float *c, size_t m, size_t n,
                 size_t k, float scale, bool add, struct err *err);
 

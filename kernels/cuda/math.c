@@ -63,4 +63,7 @@ const struct backend_math cuda_math = {.row_norms = row_norms,
                                        .merge_close = cuda_merge_close,
                                        .merge_lane_open = cuda_merge_lane_open,
                                        .merge_lane_close = cuda_merge_lane_close,
-                                       .merge_delta = cuda_merge_delta};
+                                       .merge_delta = cuda_merge_delta,
+                                       .sums_open = cuda_sums_open,
+                                       .sums_close = cuda_sums_close,
+                                       .sums = cuda_sums};

@@ -218,6 +218,76 @@ int cuda_merge_delta(struct backend *be, const struct device_merge *d, struct me
     return rc;
 }
 
+// ---- float64 sums -------------------------------------------------------------------------------
+
+struct device_sums {
+    size_t n_cols, rank;
+    double *right; // of the card, rows without gaps
+};
+
+void cuda_sums_close(struct backend *be, struct device_sums *s)
+{
+    (void)be;
+    if (!s)
+        return;
+    cudaFree(s->right);
+    sys_free(s);
+}
+
+int cuda_sums_open(struct backend *be, const struct merge_right *r, struct device_sums **out,
+                   struct err *err)
+{
+    struct device_sums *d = sys_calloc(1, sizeof *d);
+    size_t row = r->n_cols * sizeof *r->right;
+    *out = NULL;
+    if (!d)
+        return err_set(err, ERR_NO_MEMORY, "no memory for factors");
+    d->n_cols = r->n_cols;
+    d->rank = r->rank;
+    int rc = on_card(be, err);
+    if (rc == 0)
+        rc = cuda_check(cudaMalloc((void **)&d->right, r->rank * row + 8), "memory for factors",
+                        err);
+    if (rc == 0)
+        rc = cuda_check(cudaMemcpy2D(d->right, row, r->right, r->stride * sizeof *r->right, row,
+                                     r->rank, cudaMemcpyHostToDevice),
+                        "copying factors", err);
+    if (rc != 0) {
+        cuda_sums_close(be, d);
+        return rc;
+    }
+    *out = d;
+    return 0;
+}
+
+int cuda_sums(struct backend *be, const struct device_sums *d, struct merge_lane *lane,
+              const double *left, size_t n_rows, double *sums, struct err *err)
+{
+    size_t left_bytes = n_rows * d->rank * sizeof *left, bytes = n_rows * d->n_cols * sizeof *sums;
+    int rc = on_card(be, err);
+    if (rc == 0)
+        rc = grow(&lane->rows, &lane->rows_bytes, left_bytes, false, err);
+    if (rc == 0)
+        rc = grow(&lane->host_rows, &lane->host_rows_bytes, left_bytes, true, err);
+    if (rc == 0)
+        rc = grow(&lane->out, &lane->out_bytes, bytes, false, err);
+    if (rc != 0)
+        return rc;
+    memcpy(lane->host_rows, left, left_bytes);
+    cudaStream_t s = lane->stream;
+    int code = cudaMemcpyAsync(lane->rows, lane->host_rows, left_bytes, cudaMemcpyHostToDevice, s);
+    if (!code)
+        code = cu_merge_sums((const double *)lane->rows, d->right, (double *)lane->out,
+                             (uint32_t)n_rows, (uint32_t)d->n_cols, (uint32_t)d->rank, s);
+    if (!code)
+        code = cudaMemcpyAsync(sums, lane->out, bytes, cudaMemcpyDeviceToHost, s);
+    if (!code)
+        code = cudaEventRecord(lane->done, s);
+    if (!code)
+        code = cudaEventSynchronize(lane->done);
+    return cuda_check(code, "summing rows", err);
+}
+
 // ---- product ------------------------------------------------------------------------------------
 
 int cuda_matmul(struct backend *be, const float *a, const float *b, float *c, size_t m, size_t n,

@@ -193,7 +193,7 @@ int values_prepare(struct values **out, const struct values_matrix *m, struct er
         sys_free(v->norms64);
         v->norms64 = NULL;
     }
-    if (m->device && !v->wide && v->rank)
+    if (m->device && v->rank)
         rc = values_device_open(v, err);
     if (rc) {
         values_free(v);

@@ -53,8 +53,8 @@ struct values_matrix {
     const double *column_gains;     // [n_cols], borrowed; only with by_column
     enum dtype base_dtype;          // of the blocks' `base`; DTYPE_NONE: as stored
     const struct values_scales *source_scales, *base_scales, *stored_scales; // NULL: 1
-    struct backend *device; // NULL: here. Else its merge_delta makes what float32 sums can: 16-bit
-                            // results without gains; the bits are the same
+    struct backend *device; // NULL: here. Else its merge_delta makes 16-bit results without gains,
+                            // and of all others its `sums` the sums; the bits are the same
 };
 
 /* Of some rows. Sums are over values, in a fixed order inside a block. */

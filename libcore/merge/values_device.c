@@ -16,21 +16,29 @@ static const struct backend_math *math_of(struct backend *be)
 int values_device_open(struct values *v, struct err *err)
 {
     struct backend *be = v->m.device;
+    const struct backend_math *math = math_of(be);
+    if (!math || !math->merge_delta || !math->sums)
+        return err_set(err, ERR_REFUSED, "back end %s does not merge", be->ops->name);
+    if (v->wide) {
+        const struct merge_right r = {v->m.n_cols, v->rank, v->stride, v->right};
+        return math->sums_open(be, &r, &v->sums_on_device, err);
+    }
     const struct merge_matrix m = {.dtype = v->m.dtype,
                                    .n_cols = v->m.n_cols,
                                    .rank = v->rank,
                                    .right = v->packed,
                                    .norms = v->norms};
-    if (!math_of(be) || !math_of(be)->merge_delta)
-        return err_set(err, ERR_REFUSED, "back end %s does not merge", be->ops->name);
-    return math_of(be)->merge_open(be, &m, &v->on_device, err);
+    return math->merge_open(be, &m, &v->on_device, err);
 }
 
 void values_device_close(struct values *v)
 {
     if (v->on_device)
         math_of(v->m.device)->merge_close(v->m.device, v->on_device);
+    if (v->sums_on_device)
+        math_of(v->m.device)->sums_close(v->m.device, v->sums_on_device);
     v->on_device = NULL;
+    v->sums_on_device = NULL;
 }
 
 void values_device_release(struct values_scratch *s)
@@ -40,6 +48,9 @@ void values_device_release(struct values_scratch *s)
     math_of(s->device)->merge_lane_close(s->device, s->lane);
     s->device->ops->host_free(s->device, s->device_out);
     sys_free(s->sums);
+    sys_free(s->group_left);
+    s->group_left = NULL;
+    s->group_left_bytes = 0;
     s->device = NULL;
     s->lane = NULL;
     s->device_out = NULL;
@@ -137,4 +148,25 @@ int values_block_device(const struct values *v, struct values_scratch *s,
             return rc;
     }
     return 0;
+}
+
+int values_device_sums(const struct values *v, struct values_scratch *s, size_t row0, size_t n_rows,
+                       const double **sums, struct err *err)
+{
+    struct backend *be = v->m.device;
+    size_t left = n_rows * (v->rank + 1) * sizeof *s->group_left;
+    int rc = reserve(s, be, n_rows * v->m.n_cols * sizeof **sums, 1, err);
+    if (!rc && left > s->group_left_bytes) {
+        sys_free(s->group_left);
+        s->group_left = sys_malloc(left);
+        s->group_left_bytes = s->group_left ? left : 0;
+        rc = s->group_left ? 0 : err_set(err, ERR_NO_MEMORY, "no memory for rows");
+    }
+    if (rc)
+        return rc;
+    for (size_t i = 0; i < n_rows; i++)
+        s->group_norms[i] = values_left_row(v, row0 + i, s->group_left + i * v->rank);
+    *sums = s->device_out;
+    return math_of(be)->sums(be, v->sums_on_device, s->lane, s->group_left, n_rows, s->device_out,
+                             err);
 }

@@ -135,8 +135,8 @@ int values_peaks(const struct values *v, struct values_scratch *s, const struct 
         for (size_t j0 = 0; !rc && j0 < v->m.n_cols; j0 += VALUES_CHUNK) {
             size_t n = v->m.n_cols - j0 < VALUES_CHUNK ? v->m.n_cols - j0 : VALUES_CHUNK;
             values_load_chunk(v, s, b, i, j0, n);
-            v->k->gain64(s->w64, s->row + j0, &gain, 0, v->norms64 + j0, values_window(v, norm), n,
-                         s->v64, s->slack64);
+            v->k->gain64(s->w64, s->row_sums + j0, &gain, 0, v->norms64 + j0,
+                         values_window(v, norm), n, s->v64, s->slack64);
             rc = chunk_peaks(v, s, b->row0 + i, j0, n, row_peaks, err);
         }
     }

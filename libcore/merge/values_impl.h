@@ -86,14 +86,16 @@ struct values {
     double *right;   // [rank][stride]; wide
     double *norms64; // [stride]
     size_t stride;
-    struct device_merge *on_device; // NULL: computed here
+    struct device_merge *on_device;     // NULL: computed here
+    struct device_sums *sums_on_device; // wide; NULL: computed here
 };
 
 struct values_scratch {
     void *left;         // [VALUES_GROUP][rank] float, or [rank] double
     double *exact_left; // [VALUES_GROUP][rank], narrow
     size_t left_bytes, exact_left_bytes;
-    double *row; // [n_cols] sums of one row, wide
+    double *row;            // [n_cols] sums of one row, wide
+    const double *row_sums; // of the row in hand: `row`, or one that the device made
     size_t row_n;
     float window[VALUES_GROUP];
     double left_norm[VALUES_GROUP];
@@ -111,6 +113,8 @@ struct values_scratch {
     size_t device_out_bytes;
     struct merge_sums *sums;
     size_t n_sums;
+    double *group_left, group_norms[VALUES_GROUP]; // wide: left halves of some rows
+    size_t group_left_bytes;
 };
 
 size_t values_padded(size_t n_cols); // to whole panels
@@ -157,6 +161,12 @@ void values_store_scaled(const struct values *v, const struct values_block *b, s
                          size_t j0, const void *bits, const double *wanted, size_t n);
 /* The row's sums into s->row, its W of the chunk into s->w64 and the results of n columns into
  * s->v64 and s->slack64. */
+/* One row of L in float64, factors in it; returns its norm, rounded up. */
+double values_left_row(const struct values *v, size_t row, double *left);
+/* The sums of n_rows <= VALUES_GROUP rows on the device; *sums [n_rows, n_cols] is the scratch's.
+ */
+int values_device_sums(const struct values *v, struct values_scratch *s, size_t row0, size_t n_rows,
+                       const double **sums, struct err *err);
 double values_window(const struct values *v, double norm);
 double values_sum_row(const struct values *v, struct values_scratch *s, size_t row);
 void values_load_chunk(const struct values *v, struct values_scratch *s,

@@ -4,10 +4,9 @@
 
 #include "libcore/merge/values_impl.h"
 
-/* The sums of one whole row into s->row; returns the row's |L|, for the window. */
-double values_sum_row(const struct values *v, struct values_scratch *s, size_t row)
+double values_left_row(const struct values *v, size_t row, double *left)
 {
-    double *left = s->left, square = 0;
+    double square = 0;
     size_t k_all = 0;
     for (size_t t = 0; t < v->m.n_pairs; t++) {
         const struct values_pair *p = &v->m.pairs[t];
@@ -17,11 +16,19 @@ double values_sum_row(const struct values *v, struct values_scratch *s, size_t r
             square += left[k_all] * left[k_all];
         }
     }
+    return sqrt(square) * (1 + 0x1p-20);
+}
+
+/* The sums of one whole row into s->row; returns the row's |L|, for the window. */
+double values_sum_row(const struct values *v, struct values_scratch *s, size_t row)
+{
+    double norm = values_left_row(v, row, s->left);
     for (size_t j0 = 0; j0 < v->m.n_cols; j0 += VALUES_CHUNK) {
         size_t n = v->m.n_cols - j0 < VALUES_CHUNK ? v->m.n_cols - j0 : VALUES_CHUNK;
-        v->k->sums64(left, v->rank, v->right + j0, v->stride, n, s->row + j0);
+        v->k->sums64(s->left, v->rank, v->right + j0, v->stride, n, s->row + j0);
     }
-    return sqrt(square) * (1 + 0x1p-20);
+    s->row_sums = s->row;
+    return norm;
 }
 
 void values_load_chunk(const struct values *v, struct values_scratch *s,
@@ -40,7 +47,7 @@ int values_row_gain(const struct values *v, struct values_scratch *s, const stru
     for (size_t j0 = 0; j0 < v->m.n_cols; j0 += VALUES_CHUNK) {
         size_t n = v->m.n_cols - j0 < VALUES_CHUNK ? v->m.n_cols - j0 : VALUES_CHUNK;
         values_load_chunk(v, s, b, i, j0, n);
-        square += v->k->squares64(s->w64, s->row + j0, n);
+        square += v->k->squares64(s->w64, s->row_sums + j0, n);
     }
     *gain = values_get(v->m.magnitude, b->row0 + i) / sqrt(square);
     if (isfinite(*gain))
@@ -107,7 +114,7 @@ static int finish_wide(const struct values *v, struct values_scratch *s,
         size_t idx = i * v->m.n_cols + j0;
         const double *g = by_column ? gain + j0 : gain;
         values_load_chunk(v, s, b, i, j0, n);
-        v->k->gain64(s->w64, s->row + j0, g, step, v->norms64 + j0, values_window(v, norm), n,
+        v->k->gain64(s->w64, s->row_sums + j0, g, step, v->norms64 + j0, values_window(v, norm), n,
                      s->v64, s->slack64);
         int rc = t == DTYPE_F64       ? exact_chunk(v, s, b, i, j0, n, g, step, err)
                  : dtype_is_float8(t) ? values_round_float8(v, s, b, i, j0, n, g, step, err)
@@ -125,22 +132,36 @@ static int finish_wide(const struct values *v, struct values_scratch *s,
     return 0;
 }
 
+/* The row whose sums are there. */
+static int finish_row(const struct values *v, struct values_scratch *s,
+                      const struct values_block *b, size_t i, double norm, struct err *err)
+{
+    double gain = 1;
+    bool by_column = v->m.magnitude && v->m.by_column;
+    int rc = v->m.magnitude && !by_column ? values_row_gain(v, s, b, i, &gain, err) : 0;
+    return rc ? rc
+              : finish_wide(v, s, b, i, norm, by_column ? v->m.column_gains : &gain, by_column,
+                            err);
+}
+
 int values_block_wide(const struct values *v, struct values_scratch *s,
                       const struct values_block *b, struct err *err)
 {
-    for (size_t i = 0; i < b->n_rows; i++) {
-        double norm = values_sum_row(v, s, b->row0 + i), gain = 1;
-        bool by_column = v->m.magnitude && v->m.by_column;
-        int rc = 0;
-        if (v->m.magnitude && !by_column)
-            rc = values_row_gain(v, s, b, i, &gain, err);
-        if (!rc)
-            rc = finish_wide(v, s, b, i, norm, by_column ? v->m.column_gains : &gain, by_column,
-                             err);
-        if (rc)
-            return rc;
+    int rc = 0;
+    for (size_t i = 0; !rc && i < b->n_rows && !v->sums_on_device; i++) {
+        double norm = values_sum_row(v, s, b->row0 + i);
+        rc = finish_row(v, s, b, i, norm, err);
     }
-    return 0;
+    for (size_t g = 0; !rc && g < b->n_rows && v->sums_on_device; g += VALUES_GROUP) {
+        size_t n = b->n_rows - g < VALUES_GROUP ? b->n_rows - g : VALUES_GROUP;
+        const double *sums = NULL;
+        rc = values_device_sums(v, s, b->row0 + g, n, &sums, err);
+        for (size_t i = 0; !rc && i < n; i++) {
+            s->row_sums = sums + i * v->m.n_cols;
+            rc = finish_row(v, s, b, g + i, s->group_norms[i], err);
+        }
+    }
+    return rc;
 }
 
 int values_add_column_squares(const struct values *v, struct values_scratch *s, size_t row0,
@@ -154,7 +175,7 @@ int values_add_column_squares(const struct values *v, struct values_scratch *s, 
             dtype_to_f64(v->m.source_dtype,
                          values_ptr(v->m.source_dtype, source, i * v->m.n_cols + j0), s->w64, n);
             for (size_t j = 0; j < n; j++) {
-                double x = s->w64[j] + s->row[j0 + j];
+                double x = s->w64[j] + s->row_sums[j0 + j];
                 sums[j0 + j] += x * x;
             }
         }

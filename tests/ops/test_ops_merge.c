@@ -20,27 +20,35 @@ struct merge_case {
     uint32_t ranks[2];
     double size;  // of the deltas against the base
     bool on_ties; // the sums lie exactly between two values, or nearly
+    bool dora;
 };
 
 static const struct merge_case cases[] = {
-    {"bf16 r16", DTYPE_BF16, DTYPE_BF16, 64, 4096, 1, {16, 0}, 0.02, false},
-    {"bf16 r1, odd columns", DTYPE_BF16, DTYPE_F32, 11, 777, 1, {1, 0}, 0.02, false},
-    {"bf16 r5 + r64", DTYPE_BF16, DTYPE_F32, 33, 1024, 2, {5, 64}, 0.2, false},
-    {"bf16 r256", DTYPE_BF16, DTYPE_F32, 200, 2048, 1, {256, 0}, 0.05, false},
-    {"bf16 r17, far below an ulp", DTYPE_BF16, DTYPE_F16, 40, 512, 1, {17, 0}, 1e-5, false},
-    {"bf16 ties", DTYPE_BF16, DTYPE_F32, 24, 600, 1, {2, 0}, 0, true},
-    {"f16 r16", DTYPE_F16, DTYPE_F16, 64, 1000, 1, {16, 0}, 0.02, false},
-    {"f16 r100", DTYPE_F16, DTYPE_F32, 19, 520, 1, {100, 0}, 0.1, false},
-    {"f16 subnormal", DTYPE_F16, DTYPE_F32, 16, 512, 1, {8, 0}, 1e-7, false},
-    {"f16 ties", DTYPE_F16, DTYPE_F32, 24, 600, 1, {2, 0}, 0, true},
-    {"one column", DTYPE_BF16, DTYPE_F32, 9, 1, 1, {3, 0}, 0.1, false},
+    {"bf16 r16", DTYPE_BF16, DTYPE_BF16, 64, 4096, 1, {16, 0}, 0.02, false, false},
+    {"bf16 r1, odd columns", DTYPE_BF16, DTYPE_F32, 11, 777, 1, {1, 0}, 0.02, false, false},
+    {"bf16 r5 + r64", DTYPE_BF16, DTYPE_F32, 33, 1024, 2, {5, 64}, 0.2, false, false},
+    {"bf16 r256", DTYPE_BF16, DTYPE_F32, 200, 2048, 1, {256, 0}, 0.05, false, false},
+    {"bf16 r17, far below an ulp", DTYPE_BF16, DTYPE_F16, 40, 512, 1, {17, 0}, 1e-5, false, false},
+    {"bf16 ties", DTYPE_BF16, DTYPE_F32, 24, 600, 1, {2, 0}, 0, true, false},
+    {"f16 r16", DTYPE_F16, DTYPE_F16, 64, 1000, 1, {16, 0}, 0.02, false, false},
+    {"f16 r100", DTYPE_F16, DTYPE_F32, 19, 520, 1, {100, 0}, 0.1, false, false},
+    {"f16 subnormal", DTYPE_F16, DTYPE_F32, 16, 512, 1, {8, 0}, 1e-7, false, false},
+    {"f16 ties", DTYPE_F16, DTYPE_F32, 24, 600, 1, {2, 0}, 0, true, false},
+    {"f32 r16", DTYPE_F32, DTYPE_F32, 40, 1100, 1, {16, 0}, 0.02, false, false},
+    {"f32 r3 + r200", DTYPE_F32, DTYPE_BF16, 33, 513, 2, {3, 200}, 0.1, false, false},
+    {"bf16 DoRA r33", DTYPE_BF16, DTYPE_F32, 200, 700, 1, {33, 0}, 0.02, false, true},
+    {"f32 DoRA", DTYPE_F32, DTYPE_F32, 9, 520, 1, {16, 0}, 0.02, false, true},
+    {"bf16, float64 factors", DTYPE_BF16, DTYPE_F64, 20, 90, 1, {7, 0}, 0.02, false, false},
+    {"e4m3 r16", DTYPE_F8_E4M3, DTYPE_F32, 70, 600, 1, {16, 0}, 0.05, false, false},
+    {"one column", DTYPE_BF16, DTYPE_F32, 9, 1, 1, {3, 0}, 0.1, false, false},
 };
 
 struct world {
-    struct tensor left[2], right[2];
+    struct tensor left[2], right[2], magnitude;
     struct values_pair pairs[2];
     struct values_matrix m;
-    uint16_t *base;
+    uint16_t *base; // where values have 16 bits
+    size_t n_bytes; // of all of them
 };
 
 /* L = 1 and R = a half of W's last place and, in the second term, nothing or 2^-60 of it: only an
@@ -77,7 +85,7 @@ static void make_world(struct world *w, const struct merge_case *c)
     w->base = (uint16_t *)(uintptr_t)base.data;
     if (c->on_ties)
         put_on_ties(w, c);
-    else if (c->n_cols > 2)
+    else if (c->n_cols > 2 && dtype_bits(c->dtype) == 16)
         w->base[1] = 0x8000; // a zero with a sign
     w->m = (struct values_matrix){.dtype = c->dtype,
                                   .source_dtype = c->dtype,
@@ -85,6 +93,11 @@ static void make_world(struct world *w, const struct merge_case *c)
                                   .n_cols = c->n_cols,
                                   .pairs = w->pairs,
                                   .n_pairs = c->n_pairs};
+    w->n_bytes = c->n_rows * c->n_cols * (dtype_bits(c->dtype) / 8);
+    if (c->dora) {
+        w->magnitude = random_tensor(DTYPE_F32, c->n_rows, 1, 1);
+        w->m.magnitude = &w->magnitude;
+    }
 }
 
 static void release(struct world *w)
@@ -93,6 +106,7 @@ static void release(struct world *w)
         sys_free((void *)(uintptr_t)w->left[t].data);
         sys_free((void *)(uintptr_t)w->right[t].data);
     }
+    sys_free((void *)(uintptr_t)w->magnitude.data);
     sys_free(w->base);
 }
 
@@ -123,7 +137,7 @@ static int merge(const struct world *w, struct backend *be, void *out, struct va
                              .base = out,
                              .out = out,
                              .stats = st};
-    memcpy(out, w->base, m.n_rows * m.n_cols * 2);
+    memcpy(out, w->base, w->n_bytes);
     int rc = values_prepare(&v, &m, err);
     if (!rc)
         rc = values_scratch_open(&s, err);
@@ -140,17 +154,17 @@ static void check_case(struct backend *be, const struct merge_case *c)
     struct values_stats here, there;
     struct err err = {0};
     make_world(&w, c);
-    size_t n = c->n_rows * c->n_cols, off = 0;
-    uint16_t *a = sys_malloc(n * 2), *b = sys_malloc(n * 2);
+    size_t off = 0;
+    uint8_t *a = sys_malloc(w.n_bytes), *b = sys_malloc(w.n_bytes);
     CHECK_OK(merge(&w, NULL, a, &here, &err), err);
     CHECK_OK(merge(&w, be, b, &there, &err), err);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < w.n_bytes; i++)
         off += a[i] != b[i];
     if (off || memcmp(&here, &there, sizeof here) != 0)
-        printf("# %s: %zu of %zu values differ; base2 %a %a delta2 %a %a lost2 %a %a changed %llu "
+        printf("# %s: %zu of %zu bytes differ; base2 %a %a delta2 %a %a lost2 %a %a changed %llu "
                "%llu\n",
-               c->name, off, n, here.base2, there.base2, here.delta2, there.delta2, here.lost2,
-               there.lost2, (unsigned long long)here.n_changed,
+               c->name, off, w.n_bytes, here.base2, there.base2, here.delta2, there.delta2,
+               here.lost2, there.lost2, (unsigned long long)here.n_changed,
                (unsigned long long)there.n_changed);
     EXPECT_INT(off, 0);
     EXPECT(memcmp(&here, &there, sizeof here) == 0);
@@ -170,7 +184,7 @@ TEST(a_device_merges_to_the_same_bits_and_statistics)
 
 TEST(what_does_not_fit_is_refused_alike)
 {
-    struct merge_case c = {"overflow", DTYPE_F16, DTYPE_F32, 4, 700, 1, {4, 0}, 0.1, false};
+    struct merge_case c = {"overflow", DTYPE_F16, DTYPE_F32, 4, 700, 1, {4, 0}, 0.1, false, false};
     struct backend *be = device();
     struct world w;
     struct values_stats st;
@@ -233,8 +247,8 @@ TEST(perf_of_merge)
     struct backend *be = device();
     for (size_t t = 0; t < sizeof ranks / sizeof ranks[0]; t++) {
         size_t rows = measuring ? 4096 : 32, cols = measuring ? 4096 : 512, n = rows * cols;
-        struct merge_case c = {"perf", DTYPE_BF16,    DTYPE_F32, rows, cols,
-                               1,      {ranks[t], 0}, 0.02,      false};
+        struct merge_case c = {"perf", DTYPE_BF16,    DTYPE_F32, rows,  cols,
+                               1,      {ranks[t], 0}, 0.02,      false, false};
         struct world w;
         struct values_stats st;
         struct err err = {0};
