@@ -32,9 +32,15 @@ unset EMU_CARD
 exits 1 "a card that is not there" lora serve --check "$BASE" --device cuda:1
 like "$ERR" "no card 1, this machine has 1" "is named"
 
-for t in golden/test_golden_kinds golden/test_added_tokens ops/test_ops ops/test_ops_attention; do
+for t in golden/test_golden_kinds golden/test_added_tokens ops/test_ops ops/test_ops_attention ops/test_ops_merge; do
     program=build/${VARIANT:-release}/tests/$t
     ok "make $t" env -u MAKEFLAGS make --no-print-directory VARIANT="${VARIANT:-release}" "$program"
     ok "on the emulated card: $t" "$program"
+done
+for a in math-lora sort-lora; do # float32 sums, and DoRA's float64 ones; the emulation has one thread
+    for device in cpu cuda:0; do
+        ok "$a merged on $device" lora merge "$TINYTALK/adapters/$a" --base "$TINYTALK/base" --output "$TMP/$a-$device" --device $device --threads 1
+    done
+    ok "…to the same folder" diff -r "$TMP/$a-cpu" "$TMP/$a-cuda:0"
 done
 done_testing

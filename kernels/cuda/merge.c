@@ -249,9 +249,11 @@ int cuda_sums_open(struct backend *be, const struct merge_right *r, struct devic
         rc = cuda_check(cudaMalloc((void **)&d->right, r->rank * row + 8), "memory for factors",
                         err);
     if (rc == 0)
-        rc = cuda_check(cudaMemcpy2D(d->right, row, r->right, r->stride * sizeof *r->right, row,
-                                     r->rank, cudaMemcpyHostToDevice),
+        rc = cuda_check(cudaMemcpy2DAsync(d->right, row, r->right, r->stride * sizeof *r->right,
+                                          row, r->rank, cudaMemcpyHostToDevice, 0),
                         "copying factors", err);
+    if (rc == 0)
+        rc = cuda_check(cudaStreamSynchronize(0), "copying factors", err);
     if (rc != 0) {
         cuda_sums_close(be, d);
         return rc;
@@ -277,8 +279,8 @@ int cuda_sums(struct backend *be, const struct device_sums *d, struct merge_lane
     cudaStream_t s = lane->stream;
     int code = cudaMemcpyAsync(lane->rows, lane->host_rows, left_bytes, cudaMemcpyHostToDevice, s);
     if (!code)
-        code = cu_merge_sums((const double *)lane->rows, d->right, (double *)lane->out,
-                             (uint32_t)n_rows, (uint32_t)d->n_cols, (uint32_t)d->rank, s);
+        code = cu_sums64((const double *)lane->rows, d->right, (double *)lane->out,
+                         (uint32_t)n_rows, (uint32_t)d->n_cols, (uint32_t)d->rank, s);
     if (!code)
         code = cudaMemcpyAsync(sums, lane->out, bytes, cudaMemcpyDeviceToHost, s);
     if (!code)

@@ -1,5 +1,5 @@
 /*
- * merge_launch: launchers of what `lora merge` computes on the card (merge_delta.cu, merge_sums.cu,
+ * merge_launch: launchers of what `lora merge` computes on the card (merge_delta.cu, sums64.cu,
  * matmul.cu). Each queues on `stream` and returns 0 or a cudaError_t. All pointers are of device
  * memory.
  */
@@ -32,8 +32,8 @@ struct cu_merge {
 int cu_merge_delta(const struct cu_merge *m, cudaStream_t stream);
 
 /* out[n_rows, n_cols] = left[n_rows, rank] right[rank, n_cols] in float64, k rising. */
-int cu_merge_sums(const double *left, const double *right, double *out, uint32_t n_rows,
-                  uint32_t n_cols, uint32_t rank, cudaStream_t stream);
+int cu_sums64(const double *left, const double *right, double *out, uint32_t n_rows,
+              uint32_t n_cols, uint32_t rank, cudaStream_t stream);
 
 /* c[m, n] (+)= scale * a[m, k] b[k, n], float32; every sum runs over k in rising order. */
 int cu_matmul(const float *a, const float *b, float *c, uint32_t m, uint32_t n, uint32_t k,

@@ -146,6 +146,7 @@ static inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
 static inline float __frcp_rn(float v) { return 1.0f / v; }
 static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+static inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
 static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline float __double2float_rz(double v)
 {

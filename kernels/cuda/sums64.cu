@@ -1,5 +1,5 @@
 /*
- * merge_sums: out = L R in float64 for what float32 sums cannot decide, every sum one chain of
+ * sums64: out = L R in float64 for what float32 sums cannot decide, every sum one chain of
  * fused multiply-adds over k in rising order: the bits of cpu/merge_delta.c's cpu_sums.
  *
  * L[n_rows, rank], R[rank, n_cols]. A CTA of 256 threads makes 8 rows of 512 columns, a thread 2
@@ -16,8 +16,8 @@ namespace
 constexpr uint32_t ROWS = 8, THREADS = 256, SLICE = 32, COLUMNS = 2 * THREADS;
 
 __global__ void __launch_bounds__(THREADS)
-    merge_sums_kernel(const double *left, const double *right, double *out, uint32_t n_rows,
-                      uint32_t n_cols, uint32_t rank)
+    sums64_kernel(const double *left, const double *right, double *out, uint32_t n_rows,
+                  uint32_t n_cols, uint32_t rank)
 {
     __shared__ double l[SLICE][ROWS];
     uint32_t row0 = blockIdx.y * ROWS, j = blockIdx.x * COLUMNS + threadIdx.x;
@@ -53,12 +53,12 @@ static_assert(ROWS * SLICE == THREADS, "each thread loads one value of L");
 
 } // namespace
 
-extern "C" int cu_merge_sums(const double *left, const double *right, double *out, uint32_t n_rows,
-                             uint32_t n_cols, uint32_t rank, cudaStream_t stream)
+extern "C" int cu_sums64(const double *left, const double *right, double *out, uint32_t n_rows,
+                         uint32_t n_cols, uint32_t rank, cudaStream_t stream)
 {
     dim3 grid((n_cols + COLUMNS - 1) / COLUMNS, (n_rows + ROWS - 1) / ROWS);
     if (!n_rows || !n_cols)
         return 0;
-    merge_sums_kernel<<<grid, THREADS, 0, stream>>>(left, right, out, n_rows, n_cols, rank);
+    sums64_kernel<<<grid, THREADS, 0, stream>>>(left, right, out, n_rows, n_cols, rank);
     return cudaGetLastError();
 }
