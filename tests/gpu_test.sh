@@ -30,7 +30,7 @@ like "$OUT" 'cuda:0 +NVIDIA' "auto finds the card"
 note "$(grep cuda:0 <<<"$OUT")"
 
 # Every op and whole steps; the bits of recorded steps.
-for t in ops ops_attention ops_sample ops_merge port_step graphs; do
+for t in ops ops_attention ops_moe ops_sample ops_merge port_step graphs; do
     build "test_$t" "$B/tests/ops/test_$t"
     ok "ops on the GPU: $t" timeout 300 "$B/tests/ops/test_$t"
 done
