@@ -2,11 +2,13 @@
 # pack_speed: `lora pack` and `lora import` against the tool that does the least of it, on the same data and the same disk,
 # in interleaved pairs.
 #   make build/release/tests/tools/make_checkpoint && build/release/tests/tools/make_checkpoint FOLDER 8 2048 8192 256 2
-#   [QUIET_S=60] tests/tools/pack_speed.sh FOLDER [PAIRS]
+#   [QUIET_S=60] [RUN_WITH='chrt -r 1'] tests/tools/pack_speed.sh FOLDER [PAIRS]
 # Yardsticks: `cp --reflink=never` + sync for a tar, `zstd -3` for a tar.zst, `openssl dgst -sha256` of the same weights for
-# each import. Prints for each row the medians of both in seconds of wall and CPU (user and system), the medians of the
-# pairs' ratios yardstick/lora, and lora's peak resident memory. What is read is in the page cache; a scratch file
-# of the data's size is written and removed before each run, so that both find memory that the machine has touched already.
+# each import. QUIET_S: seconds to wait at most for idle processors before each run; RUN_WITH: before both commands of a
+# pair, as chrt for a machine on which others are at work. Prints for each row the medians of both in seconds of wall and
+# CPU (user and system), the medians of the pairs' ratios yardstick/lora, and lora's peak resident memory. What is read is in
+# the page cache; a scratch file of the data's size is written and removed before each run, so that both find memory that
+# the machine has touched already.
 set -eu
 FOLDER=$1 PAIRS=${2:-5}
 LORA=${LORA:-build/lora}
@@ -33,7 +35,7 @@ quiet() {
         [ $(((i2 - i1) * 5)) -lt $(((b2 - b1 + i2 - i1) * 4)) ] || return 0
     done
 }
-timed() { /usr/bin/time -a -o "$1" -f '%e %U %S %M' "${@:2}" >/dev/null; }
+timed() { /usr/bin/time -a -o "$1" -f '%e %U %S %M' ${RUN_WITH:-} "${@:2}" >/dev/null; }
 
 # row NAME YARDSTICK COMMAND FILES…: both are bash texts; FILES are read before each.
 row() {
