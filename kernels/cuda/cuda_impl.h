@@ -301,6 +301,8 @@ struct cuda_fixed {
     const uint32_t *n_rows; // the same on the device
     float *wide;
 };
+int cuda_attention_fixed(struct device_model *m, const struct cuda_run *run,
+                         const struct cu_attention *a, const struct cu_rows *r);
 int cuda_linear_fixed(struct device_model *m, const struct cuda_fixed *f, struct cu_expand *e);
 
 /* ---- single ops (access.c): of a step that is prepared but not run; parts of step.c, forward.c

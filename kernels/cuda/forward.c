@@ -215,6 +215,8 @@ static int attention(struct device_model *m, const struct cuda_run *run, const s
                              .partial = m->partial,
                              .n_split = splits < CUDA_MAX_SPLIT ? splits : CUDA_MAX_SPLIT};
     const struct cuda_counts *counts = meta_at(run, run->at.counts);
+    if (m->be->deterministic)
+        return cuda_attention_fixed(m, run, &a, &s->r);
     if (run->n_decode)
         TRY(cu_attention_decode(&a, &s->r, &counts->n_decode_rows, run->n_decode, m->compute));
     if (m->query_rows == CU_HOPPER_ROWS)

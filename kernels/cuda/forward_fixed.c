@@ -3,8 +3,8 @@
  *
  * Every step is launched as one of many rows (the consumers then are the same kernels whatever the
  * rows: cuda_fixed_rows); products and shrinks are those of launch_moe.h, whose sums depend on the
- * shape alone; attention goes block by block over 64 keys at fixed positions, for rows of decode as
- * of prefill. Nothing is recorded: a step costs its launches.
+ * shape alone; attention adds keys in parts at fixed positions, for rows of decode as of prefill.
+ * Nothing is recorded: a step costs its launches.
  */
 #include "kernels/cuda/cuda_impl.h"
 
@@ -54,4 +54,23 @@ int cuda_linear_fixed(struct device_model *m, const struct cuda_fixed *f, struct
     return rc ? rc
               : cu_grouped_gemm(&g, f->wide ? CU_STORE_F32 : CU_STORE_BF16,
                                 f->wide ? (void *)f->wide : m->y16, m->compute);
+}
+
+/* Rows of decode part by part when the scratch holds their parts, else like the others: the bits
+ * are the same. */
+int cuda_attention_fixed(struct device_model *m, const struct cuda_run *run,
+                         const struct cu_attention *a, const struct cu_rows *r)
+{
+    const struct step *step = run->step;
+    uint32_t n = step->n_decode_rows, n_parts = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t parts = step->sequences[i].position0 / CU_PART_KEYS + 1;
+        n_parts = parts > n_parts ? parts : n_parts;
+    }
+    if ((uint64_t)n * n_parts > (uint64_t)CUDA_MAX_SPLIT * m->limits.max_sequences)
+        n_parts = n = 0;
+    int rc = cu_attention_fixed(a, r, run->blocks.segment, run->blocks.row, n, n_parts, m->compute);
+    return rc ? rc
+              : cu_attention_fixed(a, r, run->blocks.segment + n, run->blocks.row + n,
+                                   run->blocks.n - n, 0, m->compute);
 }

@@ -15,12 +15,11 @@
  * memory, to be stored 16 bytes at a time.
  *
  * Bytes: the weights of the groups present, x once for BM outputs (from L2), y.
- * H100, a layer of Qwen3-30B-A3B, gate_up + down, GB/s of the experts present at T = 1 / 8 / 64,
- * and us of the whole layer at 2048, without and with one adapter (2026-11-28): tiles up to 64,
- * stores of 2 bytes, after the shrink   2314 + 1996 / 2915 + 2803 / 3019 + 2887, 949 and 1392 up to
- * 128, stores of 16 bytes, beside the shrink      2174 + 1968 / 2806 + 2805 / 3005 + 2848, 880 and
- * 1240 (T = 1 with an adapter 77.0 -> 68.5) Mixtral-8x7B: 2757 + 2555 / 3060 + 2874 / - GB/s, 2048
- * tokens 286 TFLOP/s (248 before).
+ * H100 (2026-11-28), a layer of Qwen3-30B-A3B: gate_up and down read the experts present at 2174
+ * and 1968 GB/s for one row, 2806 and 2805 for 8, 3005 and 2848 for 64; the layer takes 880 us at
+ * 2048 rows, 1240 with one adapter. With tiles of 64, stores of 2 bytes and no product beside the
+ * shrink it took 949 and 1392, and one row with an adapter 77.0 us instead of 68.5. Mixtral-8x7B:
+ * 2757 and 2555 GB/s for one row, 286 TFLOP/s at 2048 (248 before).
  */
 #include "kernels/cuda/grouped.cuh"
 

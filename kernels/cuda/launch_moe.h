@@ -55,6 +55,14 @@ int cu_grouped_gemm(const struct cu_grouped *g, enum cu_store store, void *y, cu
 /* v of every place and segment. */
 int cu_grouped_shrink(const struct cu_grouped *g, cudaStream_t stream);
 
+/* Attention whose sums depend on a row's keys alone. Blocks of CU_QUERY_ROWS rows of sequences, as
+ * for cu_attention_prefill; n_parts 0. Or the first n_blocks rows, one a block, whose keys have at
+ * most n_parts parts of CU_PART_KEYS; a->partial holds n_parts * n_blocks rows. */
+enum { CU_PART_KEYS = 128 };
+int cu_attention_fixed(const struct cu_attention *a, const struct cu_rows *r,
+                       const uint32_t *block_sequence, const uint32_t *block_row, uint32_t n_blocks,
+                       uint32_t n_parts, cudaStream_t stream);
+
 /* Which experts a step's rows go to. */
 struct cu_route {
     const float *logits; // [T, n_experts]: W x, with B A x
