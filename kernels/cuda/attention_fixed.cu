@@ -20,8 +20,9 @@ using namespace lora;
 namespace
 {
 
-constexpr int THREADS = 128, KEYS = 64, PART = 2, STAGES = 3, ROWS = 64; // PART: tiles
+constexpr int THREADS = 128, KEYS = 64, PART = 2, ROWS = 64; // PART: tiles
 
+template <int HD> constexpr int stages = HD > 128 ? 2 : 3;
 template <int HD> constexpr int stage_bytes = 2 * KEYS *HD * 2;
 
 /* The sum of two parts' rows: maxima, sums, one output. */
@@ -36,6 +37,7 @@ __device__ __forceinline__ float add_scaled(float a, float fa, float b, float fb
 }
 
 template <int HD> struct Block {
+    static constexpr uint32_t STAGES = stages<HD>;
     const cu_attention &a;
     cu_sequence s;
     uint32_t kv_head, group, hd, row0, n_tokens, position0;
@@ -309,7 +311,7 @@ __global__ void __launch_bounds__(THREADS)
                  const uint32_t *block_row, uint32_t n_sub, uint32_t split)
 {
     extern __shared__ __align__(128) uint8_t smem[];
-    __shared__ uint64_t offsets[STAGES][KEYS];
+    __shared__ uint64_t offsets[stages<HD>][KEYS];
     pdl_launch_dependents();
     pdl_wait();
     Block<HD> b(a, shared_address(smem), offsets);
@@ -373,7 +375,7 @@ template <int HD>
 int launch(const cu_attention *a, const cu_rows *r, const uint32_t *block_sequence,
            const uint32_t *block_row, uint32_t n_blocks, uint32_t n_parts, cudaStream_t stream)
 {
-    constexpr int BYTES = STAGES * stage_bytes<HD>;
+    constexpr int BYTES = stages<HD> * stage_bytes<HD>;
     static bool ready[16];
     cudaError_t e = allow_shared(fixed_kernel<HD>, BYTES, ready);
     if (e != cudaSuccess)
