@@ -1,6 +1,7 @@
 /*
  * activation: act[T, d_ff] = f(gate) * up of a completed gate_up projection, in bf16.
- * A CTA has 32 gates and their 32 ups of 8, 16 or 64 tokens.
+ * A CTA has 32 gates and their 32 ups of 64 tokens; up to CU_SMALL_ROWS rows, 64 gates and ups of 8
+ * to 32 tokens, a warp 16 of each.
  */
 #include "kernels/cuda/expand.cuh"
 
@@ -10,6 +11,7 @@ namespace
 {
 
 constexpr int TILES = 4, WIDTH = 32;
+constexpr uint32_t SMALL_OUT = COMPLETE_THREADS / 32 * 16; // gates of a CTA of the small kernel
 
 __device__ float silu(float v)
 {
@@ -57,14 +59,45 @@ __global__ void __launch_bounds__(EXPAND_THREADS)
     }
 }
 
-template <int NTB>
-int launch(const cu_expand *e, uint32_t d_ff, int gelu, bf16 *act, cudaStream_t stream)
+template <int NT, int KINDS>
+__global__ void __launch_bounds__(COMPLETE_THREADS)
+    activation_small_kernel(const cu_expand e, uint32_t d_ff, int gelu, bf16 *act)
 {
-    dim3 grid((d_ff + WIDTH - 1) / WIDTH, (e->t + NTB * 8 - 1) / (NTB * 8));
-    auto kernel = e->kinds == 0   ? activation_kernel<NTB, 0>
-                  : e->kinds == 1 ? activation_kernel<NTB, 1>
-                                  : activation_kernel<NTB, 2>;
-    return launch_pdl(kernel, grid, dim3(EXPAND_THREADS), 0, stream, *e, d_ff, gelu, act);
+    using C = Completer<NT, 2, KINDS>;
+    __shared__ typename C::Shared sm;
+    pdl_launch_dependents();
+    uint32_t t0 = blockIdx.y * C::TOKENS, warp = threadIdx.x / 32;
+    uint32_t gate0 = blockIdx.x * SMALL_OUT + warp * 16;
+    uint32_t o[2] = {gate0 < d_ff ? gate0 : e.n, gate0 < d_ff ? d_ff + gate0 : e.n};
+    C c(e, sm, t0);
+    c.prepare(o);
+    pdl_wait();
+    float y[2][NT][4];
+    c.begin_v();
+    c.load_base(0, y[0]);
+    c.load_base(1, y[1]);
+    c.complete(y);
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            uint32_t t = t0 + c.token_of(n, i), at = gate0 + c.output_of(i);
+            if (t >= e.t || at >= d_ff)
+                continue;
+            float gate = y[0][n][i], f = gelu ? gelu_tanh(gate) : silu(gate);
+            act[(size_t)t * d_ff + at] = __float2bfloat16(f * y[1][n][i]);
+        }
+    }
+}
+
+template <int NT>
+int launch_small(const cu_expand *e, uint32_t d_ff, int gelu, bf16 *act, cudaStream_t stream)
+{
+    dim3 grid((d_ff + SMALL_OUT - 1) / SMALL_OUT, (e->t + NT * 8 - 1) / (NT * 8));
+    auto kernel = e->kinds == 0   ? activation_small_kernel<NT, 0>
+                  : e->kinds == 1 ? activation_small_kernel<NT, 1>
+                                  : activation_small_kernel<NT, 2>;
+    return launch_pdl(kernel, grid, dim3(COMPLETE_THREADS), 0, stream, *e, d_ff, gelu, act);
 }
 
 } // namespace
@@ -72,9 +105,16 @@ int launch(const cu_expand *e, uint32_t d_ff, int gelu, bf16 *act, cudaStream_t 
 extern "C" int cu_activation(const struct cu_expand *e, uint32_t d_ff, int gelu, void *act,
                              cudaStream_t stream)
 {
+    // As many tokens a CTA as let all CTAs stand beside the GEMM at once.
     if (e->t <= 8)
-        return launch<1>(e, d_ff, gelu, (bf16 *)act, stream);
+        return launch_small<1>(e, d_ff, gelu, (bf16 *)act, stream);
+    if (e->t <= 16)
+        return launch_small<2>(e, d_ff, gelu, (bf16 *)act, stream);
     if (e->t <= CU_SMALL_ROWS)
-        return launch<2>(e, d_ff, gelu, (bf16 *)act, stream);
-    return launch<8>(e, d_ff, gelu, (bf16 *)act, stream);
+        return launch_small<4>(e, d_ff, gelu, (bf16 *)act, stream);
+    dim3 grid((d_ff + WIDTH - 1) / WIDTH, (e->t + 63) / 64);
+    auto kernel = e->kinds == 0   ? activation_kernel<8, 0>
+                  : e->kinds == 1 ? activation_kernel<8, 1>
+                                  : activation_kernel<8, 2>;
+    return launch_pdl(kernel, grid, dim3(EXPAND_THREADS), 0, stream, *e, d_ff, gelu, (bf16 *)act);
 }

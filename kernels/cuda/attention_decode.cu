@@ -1,37 +1,62 @@
 /*
- * attention_decode: out = softmax(scale q K^T) V for rows that are one token of their sequence.
+ * attention_decode: everything between the qkv and the o projection for rows that are one token of
+ * their sequence: completes q, k and v (planes, B v, biases, gains), norms and rotates heads,
+ * writes the row's key and value to the pages, out = softmax(scale q K^T) V, and the combination of
+ * the splits.
  *
  * A CTA has one (row, key/value head, split of the context) and all query heads that share the
  * head: a key is read once for them. Keys stand on the MMA's M side (16), heads on its N side (8):
  *     S^T[16 keys, heads] = K Q^T,   O^T[head_dim, heads] += V^T P^T
- * Each of the 4 warps streams its own tiles of 16 keys through its own ring; the sums meet at the
- * end, the splits in the combine kernel. Old keys are fetched before griddepcontrol.wait. Bytes:
- * keys and values of the context once.
+ * Each of the 4 warps streams its own tiles of 16 keys from global memory straight into fragments:
+ * next to the o projection, whose ring waits in shared memory already, there is room for little
+ * else. A lane takes 16 bytes of a row, 8 dimensions d = 32 j + 8 (lane % 4) …; the products see
+ * the dimensions in the order in which they lie in the lanes, queries likewise. movmatrix turns
+ * values. Old keys are fetched before griddepcontrol.wait; the last split of a (row, head) to
+ * arrive adds the splits up in their order. Bytes: keys and values of the context once.
  */
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/complete.cuh"
+#include "kernels/cuda/norm.cuh"
 
 using namespace lora;
 
 namespace
 {
 
-constexpr int WARPS = 4, THREADS = WARPS * 32, STAGES = 3, KEYS = 16;
+constexpr int WARPS = 4, THREADS = WARPS * 32, KEYS = 16;
 
-template <int HD> constexpr int ring_bytes = WARPS *STAGES * 2 * KEYS *HD * 2;
+struct Args {
+    cu_attention a;
+    cu_expand e;
+    cu_rows r;
+    const uint32_t *n_decode_rows;
+};
 
+__device__ __forceinline__ uint32_t turned(uint32_t v)
+{
+    uint32_t to;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(to) : "r"(v));
+    return to;
+}
+
+__device__ __forceinline__ uint32_t word(const uint4 &v, int i)
+{
+    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+/* One warp's part: HD head dimensions at most, NG groups of 8 heads. */
 template <int HD, int NG> struct Warp {
     const cu_attention &a;
     const cu_sequence s;
     uint32_t kv_head, hd, n_keys, first_key;
-    uint32_t ring;
     int lane;
-    uint32_t q[HD / 16][NG][2];
+    uint4 k[HD / 32][2], v[HD / 32][2]; // keys lane / 4 and + 8 of the tile
+    uint4 q[HD / 32][NG];
     float o[HD / 16][NG][4];
     float max[NG][2], sum[NG][2];
 
-    __device__ Warp(const cu_attention &a_, const cu_sequence &s_, uint32_t kv_head_,
-                    uint32_t ring_)
-        : a(a_), s(s_), kv_head(kv_head_), ring(ring_)
+    __device__ Warp(const cu_attention &a_, const cu_sequence &s_, uint32_t kv_head_)
+        : a(a_), s(s_), kv_head(kv_head_)
     {
         lane = threadIdx.x % 32;
         hd = a.heads.head_dim;
@@ -47,58 +72,83 @@ template <int HD, int NG> struct Warp {
         }
     }
 
-    __device__ uint32_t stage(uint32_t i) const
+    __device__ const uint8_t *row_of(uint32_t tile, int half) const
     {
-        return ring + i % STAGES * (2 * KEYS * HD * 2);
+        uint32_t position = min(tile * KEYS + lane / 4 + half * 8, n_keys - 1);
+        return a.pages.pool + key_offset(a.pages, a.heads, s, kv_head, position) + lane % 4 * 16;
     }
 
-    __device__ void load(uint32_t i, uint32_t tile)
+    __device__ void load_rows(uint4 to[HD / 32][2], uint32_t tile, uint64_t further)
     {
-        uint32_t position = min(tile * KEYS + lane % KEYS, n_keys - 1);
-        uint64_t offset = key_offset(a.pages, a.heads, s, kv_head, position);
-        uint64_t values = value_distance(a.pages, a.heads);
-        uint32_t pieces = hd / 8, base = stage(i);
-        for (uint32_t p = lane; p < KEYS * pieces; p += 32) {
-            uint32_t r = p / pieces, c = p % pieces;
-            uint64_t from = __shfl_sync(__activemask(), offset, r) + c * 16;
-            cp_async_16(tile_address<HD>(base, r, c), a.pages.pool + from, 16);
-            cp_async_16(tile_address<HD>(base + KEYS * HD * 2, r, c), a.pages.pool + from + values,
-                        16);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const uint8_t *from = row_of(tile, h) + further;
+#pragma unroll
+            for (int d = 0; d < HD / 32; d++)
+                to[d][h] = d * 32 + lane % 4 * 8 < (int)hd ? load_stream_16(from + d * 64)
+                                                           : make_uint4(0, 0, 0, 0);
         }
     }
 
-    __device__ void load_query(uint32_t row, uint32_t group)
+    __device__ void load_keys(uint32_t tile)
     {
-        const bf16 *from =
-            (const bf16 *)a.q + ((size_t)row * a.heads.n_heads + kv_head * group) * hd;
+        load_rows(k, tile, 0);
+    }
+
+    __device__ void load_values(uint32_t tile)
+    {
+        load_rows(v, tile, value_distance(a.pages, a.heads));
+    }
+
+    /* The row's own key and value, which may not be in the pages yet: shared [2][hd]. Places beyond
+     * it get them too: nothing that was never written is multiplied, even by 0. */
+    __device__ void take_newest(uint32_t tile, const bf16 *from)
+    {
 #pragma unroll
-        for (int g = 0; g < NG; g++) {
-            uint32_t head = g * 8 + lane / 4;
+        for (int h = 0; h < 2; h++) {
+            if (tile * KEYS + lane / 4 + h * 8 + 1 < n_keys)
+                continue;
 #pragma unroll
-            for (int d = 0; d < HD / 16; d++) {
-                const uint32_t *v =
-                    (const uint32_t *)(from + (size_t)head * hd + d * 16) + lane % 4;
-                bool in = head < group && d * 16 < (int)hd;
-                q[d][g][0] = in ? v[0] : 0;
-                q[d][g][1] = in ? v[4] : 0;
+            for (int d = 0; d < HD / 32; d++) {
+                if (d * 32 + lane % 4 * 8 >= (int)hd)
+                    continue;
+                k[d][h] = *(const uint4 *)(from + d * 32 + lane % 4 * 8);
+                v[d][h] = *(const uint4 *)(from + hd + d * 32 + lane % 4 * 8);
             }
         }
     }
 
-    __device__ void scores(uint32_t base, float p[NG][4]) const
+    /* Queries in shared memory, bf16 [heads][hd]. */
+    __device__ void load_query(const bf16 *from, uint32_t group)
+    {
+#pragma unroll
+        for (int g = 0; g < NG; g++) {
+            uint32_t head = g * 8 + lane / 4;
+#pragma unroll
+            for (int d = 0; d < HD / 32; d++)
+                q[d][g] = head < group && d * 32 + lane % 4 * 8 < (int)hd
+                              ? *(const uint4 *)(from + head * hd + d * 32 + lane % 4 * 8)
+                              : make_uint4(0, 0, 0, 0);
+        }
+    }
+
+    __device__ void scores(float p[NG][4]) const
     {
 #pragma unroll
         for (int g = 0; g < NG; g++)
             p[g][0] = p[g][1] = p[g][2] = p[g][3] = 0;
 #pragma unroll
-        for (int d = 0; d < HD / 16; d++) {
-            if (d * 16 >= (int)hd)
-                break;
-            uint32_t k[4];
-            ldmatrix_x4(k, tile_address<HD>(base, lane & 15, d * 2 + (lane >> 4)));
+        for (int d = 0; d < HD / 32; d++) {
 #pragma unroll
-            for (int g = 0; g < NG; g++)
-                mma_16816(p[g], k, q[d][g]);
+            for (int h = 0; h < 2; h++) {
+                uint32_t w[4] = {word(k[d][0], 2 * h), word(k[d][1], 2 * h),
+                                 word(k[d][0], 2 * h + 1), word(k[d][1], 2 * h + 1)};
+#pragma unroll
+                for (int g = 0; g < NG; g++) {
+                    uint32_t b[2] = {word(q[d][g], 2 * h), word(q[d][g], 2 * h + 1)};
+                    mma_16816(p[g], w, b);
+                }
+            }
         }
     }
 
@@ -140,223 +190,500 @@ template <int HD, int NG> struct Warp {
         }
     }
 
-    __device__ void add_values(uint32_t base, float p[NG][4])
+    __device__ void add_values(float p[NG][4])
     {
         uint32_t w[NG][2];
 #pragma unroll
         for (int g = 0; g < NG; g++) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                uint32_t v = pack_bf16(p[g][2 * i], p[g][2 * i + 1]);
-                asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"
-                             : "=r"(w[g][i])
-                             : "r"(v));
-            }
+            w[g][0] = turned(pack_bf16(p[g][0], p[g][1]));
+            w[g][1] = turned(pack_bf16(p[g][2], p[g][3]));
         }
 #pragma unroll
-        for (int d = 0; d < HD / 16; d++) {
-            if (d * 16 >= (int)hd)
-                break;
-            uint32_t v[4]; // V^T: rows are dimensions; matrices (d lo, k lo), (d hi, k lo), (d lo,
-                           // k hi), …
-            ldmatrix_x4_trans(
-                v, tile_address<HD>(base, (lane >> 4) * 8 + (lane & 7), d * 2 + ((lane >> 3) & 1)));
+        for (int d = 0; d < HD / 32; d++) {
 #pragma unroll
-            for (int g = 0; g < NG; g++)
-                mma_16816(o[d][g], v, w[g]);
+            for (int m = 0; m < 2; m++) {
+                uint32_t t[4] = {turned(word(v[d][0], 2 * m)), turned(word(v[d][0], 2 * m + 1)),
+                                 turned(word(v[d][1], 2 * m)), turned(word(v[d][1], 2 * m + 1))};
+#pragma unroll
+                for (int g = 0; g < NG; g++)
+                    mma_16816(o[2 * d + m][g], t, w[g]);
+            }
         }
     }
 
-    /* Tiles begin, begin + WARPS, … below end; the first STAGES - 1 are in flight. */
-    __device__ void run(uint32_t begin, uint32_t end)
+    /* Dimension of o[2 d + m][.][i]. */
+    __device__ uint32_t dimension(int dm, int i) const
     {
-        uint32_t i = 0;
-        for (uint32_t tile = begin; tile < end; tile += WARPS, i++) {
-            cp_async_wait<STAGES - 2>();
-            __syncwarp();
-            uint32_t ahead = tile + (STAGES - 1) * WARPS;
-            if (ahead < end)
-                load(i + STAGES - 1, ahead);
-            cp_async_commit();
+        uint32_t g = lane / 4;
+        return dm / 2 * 32 + g / 2 * 8 + dm % 2 * 4 + (i >> 1) * 2 + g % 2;
+    }
+
+    /* Tiles begin, begin + WARPS, … below end; the first one's keys and values are on their way.
+     * own: the row's key and value, or NULL where the pages have them. */
+    __device__ void run(uint32_t begin, uint32_t end, const bf16 *own)
+    {
+        for (uint32_t tile = begin; tile < end; tile += WARPS) {
             float p[NG][4];
-            scores(stage(i), p);
+            uint32_t next = tile + WARPS;
+            if (own && (tile + 1) * KEYS >= n_keys)
+                take_newest(tile, own);
+            scores(p);
+            if (next < end)
+                load_keys(next);
             soften(tile, p);
-            add_values(stage(i) + KEYS * HD * 2, p);
-            __syncwarp();
+            add_values(p);
+            if (next < end)
+                load_values(next);
         }
 #pragma unroll
         for (int g = 0; g < NG; g++) {
 #pragma unroll
             for (int c = 0; c < 2; c++) {
-                for (int k = 4; k < 32; k <<= 1)
-                    sum[g][c] += __shfl_xor_sync(0xffffffffu, sum[g][c], k);
+                for (int i = 4; i < 32; i <<= 1)
+                    sum[g][c] += __shfl_xor_sync(0xffffffffu, sum[g][c], i);
             }
         }
-        cp_async_wait<0>();
+    }
+
+    /* part: [heads][hd + 2] of this warp: unnormalised o, maximum, sum. */
+    __device__ void leave(float *part, uint32_t group) const
+    {
+#pragma unroll
+        for (int g = 0; g < NG; g++) {
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                uint32_t head = g * 8 + lane % 4 * 2 + c;
+                if (head >= group)
+                    continue;
+                float *to = part + head * (hd + 2);
+#pragma unroll
+                for (int dm = 0; dm < HD / 16; dm++) {
+                    uint32_t d0 = dimension(dm, 0), d1 = dimension(dm, 2);
+                    if (d0 < hd)
+                        to[d0] = o[dm][g][c];
+                    if (d1 < hd)
+                        to[d1] = o[dm][g][c + 2];
+                }
+                if (lane / 4 == 0) {
+                    to[hd] = max[g][c];
+                    to[hd + 1] = sum[g][c];
+                }
+            }
+        }
     }
 };
 
-/* part: [WARPS][heads][hd + 2]: the warps' sums, in the ring's memory. */
-template <int HD, int NG> __device__ void leave(const Warp<HD, NG> &w, float *part, uint32_t hd)
-{
-    int lane = w.lane;
+/* The row's q heads, key and value of one kv head: completed, normed, rotated. */
+template <int HD, int NG, int KINDS> struct Head {
+    static constexpr int OUT = (NG * 8 + 2) * HD, PAIRS = (OUT / 2 + THREADS - 1) / THREADS;
+    static constexpr uint32_t COLUMNS = COMPLETE_COLUMNS;
+
+    const Args &g;
+    uint32_t row, kv_head, group, hd, n_out; // n_out: outputs, without k and v unless `late`
+    bool late;
+    float *y;    // shared [n_out]
+    bf16 *q;     // shared [group + 2][hd]: queries, then the row's key and value
+    float *vs;   // shared [COLUMNS]
+    float *trig; // shared [rotary_dim]: cosines, then sines
+    Segments segments;
+    CompleteItem item; // the first segment's at this warp's tile `lane`
+    uint32_t planes[PAIRS];
+    int tid, warp, lane;
+
+    __device__ Head(const Args &g_, uint32_t row_, uint32_t kv_head_, bool late_, uint8_t *smem)
+        : g(g_), row(row_), kv_head(kv_head_), late(late_), segments{0, 0, 0}
+    {
+        tid = threadIdx.x;
+        warp = tid / 32;
+        lane = tid % 32;
+        hd = g.a.heads.head_dim;
+        group = g.a.heads.n_heads / g.a.heads.n_kv_heads;
+        n_out = (group + (late ? 2 : 0)) * hd;
+        y = (float *)smem;
+        q = (bf16 *)(y + (group + 2) * hd);
+        vs = (float *)(q + (group + 2) * hd);
+        trig = vs + COLUMNS;
+    }
+
+    /* Output of the qkv projection that local output i is. */
+    __device__ uint32_t out_of(uint32_t i) const
+    {
+        const cu_heads &h = g.a.heads;
+        if (i < group * hd)
+            return kv_head * group * hd + i;
+        i -= group * hd;
+        uint32_t head = h.n_heads + (i >= hd ? h.n_kv_heads : 0) + kv_head;
+        return head * hd + (i >= hd ? i - hd : i);
+    }
+
+    __device__ CompleteItem item_of_tile(uint32_t segment, uint32_t tile) const
+    {
+        if (tile * 16 >= n_out)
+            return CompleteItem{};
+        return complete_item(g.e, segment, out_of(tile * 16), row, row + 1);
+    }
+
+    /* What may be known before the wait; B into L2. */
+    __device__ void prepare()
+    {
 #pragma unroll
-    for (int g = 0; g < NG; g++) {
+        for (int k = 0; k < PAIRS; k++) {
+            uint32_t i = (k * THREADS + tid) * 2;
+            planes[k] = i < n_out && g.e.planes ? g.e.planes[out_of(i) / g.e.block_rows] : 1;
+        }
+        item = CompleteItem{};
+        if (KINDS == 0)
+            return;
+        segments = find_segments(g.e, row, row + 1);
+        if (segments.width)
+            item = item_of_tile(segments.first, warp + lane * WARPS);
+        for (uint32_t at = 0; item.rows && at < (item.rank >> 16) * 32; at += 128)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(item.b + at));
+    }
+
+    __device__ float2 base_pair(uint32_t out, uint32_t n_planes) const
+    {
+        const cu_expand &e = g.e;
+        size_t at = (size_t)row * e.n + out;
+        if (e.y16)
+            return unpack_bf16(__ldcg((const uint32_t *)e.y16 + at / 2));
+        float2 sum = make_float2(0, 0);
+        for (uint32_t p = 0; p < n_planes; p += 4) {
+            float2 v[4];
 #pragma unroll
-        for (int c = 0; c < 2; c++) {
-            float *to = part + (g * 8 + lane % 4 * 2 + c) * (HD + 2);
+            for (int k = 0; k < 4; k++)
+                v[k] = p + k < n_planes
+                           ? __ldcg((const float2 *)(e.y + at + (p + k) * ((size_t)e.t * e.n)))
+                           : make_float2(0, 0);
 #pragma unroll
-            for (int d = 0; d < HD / 16; d++) {
-                to[d * 16 + lane / 4] = w.o[d][g][c];
-                to[d * 16 + lane / 4 + 8] = w.o[d][g][c + 2];
+            for (int k = 0; k < 4; k++) {
+                sum.x += v[k].x;
+                sum.y += v[k].y;
             }
-            if (lane / 4 == 0) {
-                to[HD] = w.max[g][c];
-                to[HD + 1] = w.sum[g][c];
+        }
+        return sum;
+    }
+
+    /* 1 / rms of the row, to every lane. */
+    __device__ float scale() const
+    {
+        if (!g.e.ss)
+            return 1.f;
+        float sum = 0;
+        for (uint32_t i = lane; i < g.e.n_ss; i += 32)
+            sum += __ldcg(g.e.ss + (size_t)row * g.e.n_ss + i);
+        return rsqrtf(warp_sum(sum) * g.e.ss_scale + g.e.eps);
+    }
+
+    /* What 8 rank columns of B at k add to 16 outputs, in the lanes of a row; v's window at w. */
+    __device__ void add_eight(const CompleteItem &it, uint32_t k, uint2 b, uint32_t w,
+                              float sum[2]) const
+    {
+        uint32_t rank = it.rank & 0xffff, c = k + lane % 4 * 2, at = it.column + c - w;
+        float v0 = c < rank && at < COLUMNS ? vs[at] : 0.f;
+        float v1 = c + 1 < rank && at + 1 < COLUMNS ? vs[at + 1] : 0.f;
+        float2 low = unpack_bf16(b.x), high = unpack_bf16(b.y);
+        sum[0] += (low.x * v0 + low.y * v1) * it.scale;
+        sum[1] += (high.x * v0 + high.y * v1) * it.scale;
+    }
+
+    __device__ uint2 load_b8(const CompleteItem &it, uint32_t k) const
+    {
+        return k < it.rank >> 16 ? __ldg((const uint2 *)(it.b + k * 32 + lane * 8))
+                                 : make_uint2(0, 0);
+    }
+
+    /* y += what `item` of the lanes adds to this warp's tiles from j0 on by the columns at w; B of
+     * SOME tiles is on its way at once. */
+    __device__ void add_tiles(uint32_t j0, uint32_t w)
+    {
+        constexpr int SOME = 6;
+        uint32_t n_tiles = n_out / 16, n = 0;
+        if (warp + j0 * WARPS < n_tiles)
+            n = min((n_tiles - warp - j0 * WARPS + WARPS - 1) / WARPS, 32u);
+        for (uint32_t j = 0; j < n; j += SOME) {
+            uint2 b[SOME][2];
+#pragma unroll
+            for (int s = 0; s < SOME; s++) {
+                CompleteItem it = item_of_lane(item, (j + s) % 32);
+                bool in = j + s < n && it.rows;
+                b[s][0] = in ? load_b8(it, 0) : make_uint2(0, 0);
+                b[s][1] = in ? load_b8(it, 8) : make_uint2(0, 0);
+            }
+#pragma unroll
+            for (int s = 0; s < SOME; s++) {
+                CompleteItem it = item_of_lane(item, (j + s) % 32);
+                if (j + s >= n || !it.rows)
+                    continue;
+                float sum[2] = {0, 0};
+                add_eight(it, 0, b[s][0], w, sum);
+                add_eight(it, 8, b[s][1], w, sum);
+#pragma unroll 1
+                for (uint32_t k = 16; k < it.rank >> 16; k += 8)
+                    add_eight(it, k, load_b8(it, k), w, sum);
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
+                    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
+                    if (lane % 4 == 0)
+                        y[(warp + (j0 + j + s) * WARPS) * 16 + lane / 4 + h * 8] += sum[h];
+                }
             }
         }
     }
+
+    /* y += what segment i adds by the columns at w; this warp's tiles are its own. */
+    __device__ void add_segment(uint32_t i, uint32_t w)
+    {
+        for (uint32_t j0 = 0; (warp + j0 * WARPS) * 16 < n_out; j0 += 32) {
+            if (i != segments.first || w || j0)
+                item = item_of_tile(i, warp + (j0 + lane) * WARPS);
+            add_tiles(j0, w);
+        }
+    }
+
+    /* y = what the adapters add. */
+    __device__ void add_adapters()
+    {
+        for (uint32_t i = tid; i < n_out; i += THREADS)
+            y[i] = 0;
+        for (uint32_t w = 0; w < segments.width; w += COLUMNS) {
+            if (w)
+                __syncthreads();
+            for (uint32_t c = tid; c < COLUMNS; c += THREADS)
+                vs[c] = w + c < segments.width ? v_value(g.e, row, w + c) : 0.f;
+            __syncthreads();
+            for (uint32_t i = segments.first; i < segments.last; i++)
+                add_segment(i, w);
+        }
+        __syncthreads();
+    }
+
+    __device__ void complete()
+    {
+        float2 base[PAIRS];
+#pragma unroll
+        for (int k = 0; k < PAIRS; k++) {
+            uint32_t i = (k * THREADS + tid) * 2;
+            base[k] = i < n_out ? base_pair(out_of(i), planes[k]) : make_float2(0, 0);
+        }
+        const float *turns = g.a.trig + (size_t)row * g.a.heads.rotary_dim;
+        for (uint32_t i = tid; i < g.a.heads.rotary_dim; i += THREADS)
+            trig[i] = __ldcg(turns + i);
+        float r = scale();
+        bool adapters = KINDS != 0 && segments.width;
+        if (adapters)
+            add_adapters();
+#pragma unroll
+        for (int k = 0; k < PAIRS; k++) {
+            uint32_t i = (k * THREADS + tid) * 2, out = out_of(i);
+            if (i >= n_out)
+                continue;
+            float2 more = adapters ? make_float2(y[i], y[i + 1]) : make_float2(0, 0);
+            y[i] = finish<KINDS>(g.e, (base[k].x + more.x) * r, row, out);
+            y[i + 1] = finish<KINDS>(g.e, (base[k].y + more.y) * r, row, out + 1);
+        }
+        __syncthreads();
+    }
+
+    /* Queries that are in their buffer already. */
+    __device__ void take_given()
+    {
+        const bf16 *from =
+            (const bf16 *)g.a.q + ((size_t)row * g.a.heads.n_kv_heads + kv_head) * group * hd;
+        for (uint32_t i = tid; i < group * hd; i += THREADS)
+            q[i] = from[i];
+        __syncthreads();
+    }
+
+    /* Norms and rotates; q to shared memory, the key and the value to the pages. */
+    __device__ void rotate(const cu_sequence &s)
+    {
+        uint32_t half = g.a.heads.rotary_dim / 2;
+        for (uint32_t head = warp; head * hd < n_out; head += WARPS) {
+            float *v = y + head * hd;
+            bool is_q = head < group, is_k = head == group;
+            const cu_norm &n = is_q ? g.a.q_norm : g.a.k_norm;
+            if ((is_q || is_k) && n.w)
+                normalise_head(v, norm_weights(n, g.r, row), n, hd, lane);
+            bf16 *page = nullptr;
+            if (!is_q)
+                page = (bf16 *)(g.a.pages.pool +
+                                key_offset(g.a.pages, g.a.heads, s, kv_head, s.position0) +
+                                (is_k ? 0 : value_distance(g.a.pages, g.a.heads)));
+            for (uint32_t j = lane; j < hd; j += 32) {
+                float x = v[j];
+                if ((is_q || is_k) && j < half)
+                    x = v[j] * trig[j] - v[j + half] * trig[half + j];
+                else if ((is_q || is_k) && j < 2 * half)
+                    x = v[j] * trig[j - half] + v[j - half] * trig[j];
+                q[head * hd + j] = __float2bfloat16(x);
+                if (!is_q)
+                    page[j] = __float2bfloat16(x);
+            }
+        }
+        __syncthreads();
+    }
+};
+
+/* The sum of n parts [heads][hd + 2], `stride` floats apart, at (head, d). */
+template <bool GLOBAL>
+__device__ __forceinline__ void add_parts(const float *p, size_t stride, uint32_t n, uint32_t hd,
+                                          uint32_t d, float *out_o, float *out_m, float *out_sum)
+{
+    float m = -INFINITY, sum = 0, o = 0;
+    for (uint32_t s0 = 0; s0 < n; s0 += 8) { // all loads of eight parts at once
+        float pm[8], ps[8], po[8], top = m;
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            const float *at = p + (s0 + k) * stride;
+            bool in = s0 + k < n;
+            pm[k] = !in ? -INFINITY : GLOBAL ? __ldcg(at + hd) : at[hd];
+            ps[k] = !in ? 0.f : GLOBAL ? __ldcg(at + hd + 1) : at[hd + 1];
+            po[k] = !in ? 0.f : GLOBAL ? __ldcg(at + d) : at[d];
+        }
+#pragma unroll
+        for (int k = 0; k < 8; k++)
+            top = fmaxf(top, pm[k]);
+        float f = m == -INFINITY ? 0.f : exp2f(m - top);
+        sum *= f;
+        o *= f;
+        m = top;
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            f = pm[k] == -INFINITY ? 0.f : exp2f(pm[k] - m);
+            sum += ps[k] * f;
+            o += po[k] * f;
+        }
+    }
+    *out_o = o;
+    *out_m = m;
+    *out_sum = sum;
 }
 
-template <int HD, int NG>
-__global__ void __launch_bounds__(THREADS)
-    decode_kernel(const cu_attention a, const cu_rows r, const uint32_t *n_decode_rows)
+/* Adds the warps' parts; alone, that is the result, else the last CTA to come adds the splits. */
+__device__ void finish_splits(const cu_attention &a, uint32_t row, uint32_t kv_head, uint32_t split,
+                              uint32_t n_active, const float *part, uint32_t group)
 {
-    extern __shared__ __align__(128) uint8_t smem[];
-    pdl_launch_dependents();
-    uint32_t kv_head = blockIdx.x, row = blockIdx.y, split = blockIdx.z;
-    if (row >= *n_decode_rows)
-        return;
-    uint32_t hd = a.heads.head_dim, group = a.heads.n_heads / a.heads.n_kv_heads;
-    int warp = threadIdx.x / 32;
-    Warp<HD, NG> w(a, r.sequences[r.sequence[row]], kv_head,
-                   shared_address(smem) + warp * STAGES * (2 * KEYS * HD * 2));
-    uint32_t tile0 = w.first_key / KEYS, n_tiles = (w.n_keys + KEYS - 1) / KEYS - tile0;
-    uint32_t per = (n_tiles + a.n_split - 1) / a.n_split;
-    uint32_t begin = tile0 + min(split * per, n_tiles) + warp;
-    uint32_t end = tile0 + min((split + 1) * per, n_tiles);
-    bool late = end == tile0 + n_tiles; // the newest key is in this split
-    if (!late) {
-        for (int i = 0; i < STAGES - 1; i++) {
-            if (begin + i * WARPS < end)
-                w.load(i, begin + i * WARPS);
-            cp_async_commit();
-        }
-    }
-    pdl_wait();
-    if (late) {
-        for (int i = 0; i < STAGES - 1; i++) {
-            if (begin + i * WARPS < end)
-                w.load(i, begin + i * WARPS);
-            cp_async_commit();
-        }
-    }
-    w.load_query(row, group);
-    w.run(begin, end);
-    __syncthreads();
-    float *part = (float *)smem;
-    leave<HD, NG>(w, part + warp * NG * 8 * (HD + 2), hd);
-    __syncthreads();
+    __shared__ bool is_last;
+    uint32_t hd = a.heads.head_dim, width = group * (hd + 2), head0 = kv_head * group;
+    size_t pair = (size_t)row * a.heads.n_kv_heads + kv_head;
+    float *all = a.partial + pair * a.n_split * width;
+    bf16 *out = (bf16 *)a.out + ((size_t)row * a.heads.n_heads + head0) * hd;
     for (uint32_t i = threadIdx.x; i < group * hd; i += THREADS) {
         uint32_t head = i / hd, d = i % hd;
-        float m = -INFINITY, sum = 0, o = 0;
-        for (int k = 0; k < WARPS; k++)
-            m = fmaxf(m, part[(k * NG * 8 + head) * (HD + 2) + HD]);
-        for (int k = 0; k < WARPS; k++) {
-            const float *p = part + (k * NG * 8 + head) * (HD + 2);
-            float f = p[HD] == -INFINITY ? 0.f : exp2f(p[HD] - m);
-            sum += p[HD + 1] * f;
-            o += p[d] * f;
-        }
-        uint32_t global_head = kv_head * group + head;
-        if (a.n_split == 1) {
-            ((bf16 *)a.out)[((size_t)row * a.heads.n_heads + global_head) * hd + d] =
-                __float2bfloat16(o / sum);
+        float o, m, sum;
+        add_parts<false>(part + head * (hd + 2), width, WARPS, hd, d, &o, &m, &sum);
+        if (n_active == 1) {
+            out[i] = __float2bfloat16(o / sum);
             continue;
         }
-        float *to = a.partial +
-                    (((size_t)split * gridDim.y + row) * a.heads.n_heads + global_head) * (hd + 2);
+        float *to = all + split * width + head * (hd + 2);
         to[d] = o;
         if (d == 0) {
             to[hd] = m;
             to[hd + 1] = sum;
         }
     }
-}
-
-__global__ void combine_kernel(const cu_attention a, const uint32_t *n_decode_rows)
-{
-    pdl_launch_dependents();
-    pdl_wait();
-    uint32_t head = blockIdx.x, row = blockIdx.y, hd = a.heads.head_dim;
-    if (row >= *n_decode_rows)
+    if (n_active == 1)
         return;
-    size_t stride = (size_t)gridDim.y * a.heads.n_heads * (hd + 2);
-    const float *p = a.partial + ((size_t)row * a.heads.n_heads + head) * (hd + 2);
-    // All loads of up to eight splits at once, with a running maximum over the groups.
-    for (uint32_t d = threadIdx.x; d < hd; d += blockDim.x) {
-        float m = -INFINITY, sum = 0, o = 0;
-        for (uint32_t s0 = 0; s0 < a.n_split; s0 += 8) {
-            float pm[8], ps[8], po[8], top = m;
-#pragma unroll
-            for (int k = 0; k < 8; k++) {
-                const float *q = p + (s0 + k) * stride;
-                bool in = s0 + k < a.n_split;
-                pm[k] = in ? __ldcg(q + hd) : -INFINITY;
-                ps[k] = in ? __ldcg(q + hd + 1) : 0.f;
-                po[k] = in ? __ldcg(q + d) : 0.f;
-            }
-#pragma unroll
-            for (int k = 0; k < 8; k++)
-                top = fmaxf(top, pm[k]);
-            float f = m == -INFINITY ? 0.f : exp2f(m - top);
-            sum *= f;
-            o *= f;
-            m = top;
-#pragma unroll
-            for (int k = 0; k < 8; k++) {
-                f = pm[k] == -INFINITY ? 0.f : exp2f(pm[k] - m);
-                sum += ps[k] * f;
-                o += po[k] * f;
-            }
-        }
-        ((bf16 *)a.out)[((size_t)row * a.heads.n_heads + head) * hd + d] =
-            __float2bfloat16(o / sum);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0)
+        is_last = atomicAdd(&a.arrived[pair], 1u) + 1 == n_active;
+    __syncthreads();
+    if (!is_last)
+        return;
+    __threadfence();
+    for (uint32_t i = threadIdx.x; i < group * hd; i += THREADS) {
+        float o, m, sum;
+        add_parts<true>(all + i / hd * (hd + 2), width, n_active, hd, i % hd, &o, &m, &sum);
+        out[i] = __float2bfloat16(o / sum);
     }
+    if (threadIdx.x == 0)
+        a.arrived[pair] = 0;
 }
 
-template <int HD, int NG>
-int launch(const cu_attention *a, const cu_rows *r, const uint32_t *n_decode_rows, uint32_t bound,
-           cudaStream_t stream)
+/* Two CTAs of Llama's shape fit beside one of gemm_small. */
+template <int HD, int NG> constexpr int registers = HD > 128 ? 255 : HD *NG > 128 ? 232 : 168;
+
+template <int HD, int NG, int KINDS>
+__global__ void __maxnreg__((registers<HD, NG>)) decode_kernel(const Args g)
 {
-    constexpr int BYTES = ring_bytes < HD >> WARPS * NG * 8 * (HD + 2) * 4
-                              ? ring_bytes<HD>
-                              : WARPS * NG * 8 * (HD + 2) * 4;
+    extern __shared__ __align__(128) uint8_t smem[];
+    pdl_launch_dependents();
+    const cu_attention &a = g.a;
+    uint32_t kv_head = blockIdx.x, row = blockIdx.y, split = blockIdx.z;
+    if (row >= *g.n_decode_rows)
+        return;
+    const cu_sequence s = g.r.sequences[g.r.sequence[row]];
+    uint32_t group = a.heads.n_heads / a.heads.n_kv_heads;
+    int warp = threadIdx.x / 32;
+    Warp<HD, NG> w(a, s, kv_head);
+    uint32_t tile0 = w.first_key / KEYS, n_tiles = (w.n_keys + KEYS - 1) / KEYS - tile0;
+    uint32_t per = max((n_tiles + a.n_split - 1) / a.n_split, (uint32_t)WARPS);
+    uint32_t n_active = (n_tiles + per - 1) / per;
+    if (split >= n_active)
+        return;
+    uint32_t begin = tile0 + split * per + warp, end = tile0 + min((split + 1) * per, n_tiles);
+    bool late = split + 1 == n_active;
+    Head<HD, NG, KINDS> head(g, row, kv_head, late, smem);
+    head.prepare();
+    if (begin < end) {
+        w.load_keys(begin);
+        w.load_values(begin);
+    }
+    pdl_wait();
+    bool given = !g.e.y && !g.e.y16;
+    if (given) {
+        head.take_given();
+    } else {
+        head.complete();
+        head.rotate(s);
+    }
+    w.load_query(head.q, group);
+    w.run(begin, end, late && !given ? head.q + group * a.heads.head_dim : nullptr);
+    __syncthreads();
+    float *part = (float *)smem;
+    w.leave(part + warp * group * (a.heads.head_dim + 2), group);
+    __syncthreads();
+    finish_splits(a, row, kv_head, split, n_active, part, group);
+}
+
+template <int HD, int NG, int KINDS> int launch(const Args &g, uint32_t bound, cudaStream_t stream)
+{
+    uint32_t hd = g.a.heads.head_dim, group = g.a.heads.n_heads / g.a.heads.n_kv_heads;
+    uint32_t inputs = (group + 2) * hd * 6 + COMPLETE_COLUMNS * 4 + hd * 4;
+    uint32_t parts = WARPS * group * (hd + 2) * 4, bytes = inputs > parts ? inputs : parts;
     static bool ready[16];
-    cudaError_t e = allow_shared(decode_kernel<HD, NG>, BYTES, ready);
+    cudaError_t e = allow_shared(decode_kernel<HD, NG, KINDS>, 64 << 10, ready);
     if (e != cudaSuccess)
         return e;
-    dim3 grid(a->heads.n_kv_heads, bound, a->n_split);
-    e = launch_pdl(decode_kernel<HD, NG>, grid, dim3(THREADS), BYTES, stream, *a, *r,
-                   n_decode_rows);
-    if (e != cudaSuccess || a->n_split == 1)
-        return e;
-    return launch_pdl(combine_kernel, dim3(a->heads.n_heads, bound), dim3(128), 0, stream, *a,
-                      n_decode_rows);
+    dim3 grid(g.a.heads.n_kv_heads, bound, g.a.n_split);
+    return launch_pdl(decode_kernel<HD, NG, KINDS>, grid, dim3(THREADS), bytes, stream, g);
+}
+
+template <int HD, int NG> int launch_kinds(const Args &g, uint32_t bound, cudaStream_t stream)
+{
+    if (g.e.kinds == 0)
+        return launch<HD, NG, 0>(g, bound, stream);
+    return g.e.kinds == 1 ? launch<HD, NG, 1>(g, bound, stream)
+                          : launch<HD, NG, 2>(g, bound, stream);
 }
 
 } // namespace
 
-extern "C" int cu_attention_decode(const struct cu_attention *a, const struct cu_rows *r,
-                                   const uint32_t *n_decode_rows, uint32_t bound,
-                                   cudaStream_t stream)
+extern "C" int cu_attention_decode(const struct cu_attention *a, const struct cu_expand *qkv,
+                                   const struct cu_rows *r, const uint32_t *n_decode_rows,
+                                   uint32_t bound, cudaStream_t stream)
 {
     uint32_t hd = a->heads.head_dim, group = a->heads.n_heads / a->heads.n_kv_heads;
+    Args g = {*a, *qkv, *r, n_decode_rows};
     if (hd <= 64)
-        return group <= 8 ? launch<64, 1>(a, r, n_decode_rows, bound, stream)
-                          : launch<64, 2>(a, r, n_decode_rows, bound, stream);
+        return group <= 8 ? launch_kinds<64, 1>(g, bound, stream)
+                          : launch_kinds<64, 2>(g, bound, stream);
     if (hd <= 128)
-        return group <= 8 ? launch<128, 1>(a, r, n_decode_rows, bound, stream)
-                          : launch<128, 2>(a, r, n_decode_rows, bound, stream);
-    return launch<256, 1>(a, r, n_decode_rows, bound, stream);
+        return group <= 8 ? launch_kinds<128, 1>(g, bound, stream)
+                          : launch_kinds<128, 2>(g, bound, stream);
+    return launch_kinds<256, 1>(g, bound, stream);
 }

@@ -62,6 +62,53 @@ __device__ __forceinline__ void cp_async_16_stream(uint32_t dst, const void *src
                  : "memory");
 }
 
+/* ---- mbarriers: phases of a stage in shared memory; parity is that of the phase waited for ----
+ */
+
+__device__ __forceinline__ void mbarrier_init(uint32_t barrier, uint32_t count)
+{
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+
+__device__ __forceinline__ void mbarrier_arrive(uint32_t barrier)
+{
+    asm volatile("{ .reg .b64 t; mbarrier.arrive.shared.b64 t, [%0]; }" ::"r"(barrier) : "memory");
+}
+
+/* Arrives when all cp.async of this thread so far have. */
+__device__ __forceinline__ void mbarrier_arrive_copies(uint32_t barrier)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{ .reg .pred p;\n"
+                 "W%=: mbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n"
+                 "@!p bra W%=; }" ::"r"(barrier),
+                 "r"(parity)
+                 : "memory");
+#else
+    asm volatile("{ .reg .pred p;\n"
+                 "W%=: mbarrier.test_wait.parity.shared.b64 p, [%0], %1;\n"
+                 "@!p bra W%=; }" ::"r"(barrier),
+                 "r"(parity)
+                 : "memory");
+#endif
+}
+
+/* 16 bytes that are read once, past L1. */
+__device__ __forceinline__ uint4 load_stream_16(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.global.cg.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+
 __device__ __forceinline__ void cp_async_commit()
 {
     asm volatile("cp.async.commit_group;" ::: "memory");

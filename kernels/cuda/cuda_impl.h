@@ -186,7 +186,8 @@ struct device_model {
     struct cu_plan_site *plan_items[3]; // device
     uint32_t planes_stride;
     // activations, device
-    float *x, *y, *post, *v, *trig, *logits, *changed, *partial;
+    float *x, *y, *post, *v, *trig, *logits, *changed, *partial, *ss;
+    uint32_t *arrived;
     uint32_t *counts_scratch;
     void *h, *q, *attn, *act, *head_h, *y16, *v16;
     size_t v_floats, y_floats;

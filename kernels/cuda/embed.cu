@@ -38,6 +38,18 @@ __device__ const bf16 *replaced_row(const cu_embed_part &p, uint32_t token, uint
     return nullptr;
 }
 
+/* Whether a segment of row t has anything to add to the embedding: seldom. By all threads. */
+__device__ bool adapter_touches(const Args &a, uint32_t t)
+{
+    bool touches = false;
+    for (uint32_t j = threadIdx.x; j < *a.r.n_segments; j += THREADS) {
+        cu_segment s = a.r.segments[j];
+        bool mine = t >= s.row0 && t < s.row0 + s.n_rows;
+        touches |= mine && (a.slots[s.slot].rank || a.slots[s.slot].gain);
+    }
+    return __syncthreads_or(touches);
+}
+
 template <int KINDS> __global__ void __launch_bounds__(THREADS) embed_kernel(const Args a)
 {
     pdl_launch_dependents();
@@ -51,9 +63,10 @@ template <int KINDS> __global__ void __launch_bounds__(THREADS) embed_kernel(con
         const bf16 *own = replaced_row(a.slots[a.r.segments[owner].slot], token, a.d);
         row = own ? own : row;
     }
+    uint32_t n_segments = KINDS && adapter_touches(a, t) ? *a.r.n_segments : 0;
     for (uint32_t i = threadIdx.x; i < a.d; i += THREADS) {
         float v = __bfloat162float(row[i]);
-        for (uint32_t j = 0; KINDS && j < *a.r.n_segments; j++) {
+        for (uint32_t j = 0; j < n_segments; j++) {
             cu_segment s = a.r.segments[j];
             if (t < s.row0 || t >= s.row0 + s.n_rows)
                 continue;

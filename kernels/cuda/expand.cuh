@@ -15,8 +15,7 @@
 #ifndef KERNELS_CUDA_EXPAND_CUH
 #define KERNELS_CUDA_EXPAND_CUH
 
-#include "kernels/cuda/common.cuh"
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/complete.cuh"
 
 namespace lora
 {
@@ -47,7 +46,8 @@ template <int NTB, int TILES, int KINDS, typename OutOf> struct Expander {
     OutOf out_of;
     uint32_t t0, n_tiles;
     int tid, warp, lane;
-    bool changed; // sm.y holds sums
+    bool changed;             // sm.y holds sums
+    const float *r = nullptr; // shared [tokens]: 1 / rms, where e.ss is given
 
     __device__ Expander(const cu_expand &e_, Shared &sm_, OutOf out_of_, uint32_t t0_, uint32_t n)
         : e(e_), sm(sm_), out_of(out_of_), t0(t0_), n_tiles(n), changed(false)
@@ -57,11 +57,6 @@ template <int NTB, int TILES, int KINDS, typename OutOf> struct Expander {
         lane = tid % 32;
     }
 
-    __device__ const cu_site &site_of(const cu_segment &s) const
-    {
-        return e.sites[(size_t)s.slot * e.site_stride];
-    }
-
     /* The item of segment i for the tile at `out`; false: none. */
     __device__ bool make_item(uint32_t i, uint32_t out, ExpandItem *item) const
     {
@@ -69,7 +64,7 @@ template <int NTB, int TILES, int KINDS, typename OutOf> struct Expander {
         uint32_t end = t0 + NTB * 8;
         if (s.row0 >= end || s.row0 + s.n_rows <= t0)
             return false;
-        const cu_site &site = site_of(s);
+        const cu_site &site = site_of(e, s);
         for (uint32_t k = 0; k < site.n_parts; k++) {
             const cu_part &p = site.parts[k];
             uint32_t local = out - p.out0;
@@ -198,7 +193,7 @@ template <int NTB, int TILES, int KINDS, typename OutOf> struct Expander {
         bool touches = false;
         for (uint32_t i = tid; i < n_segments; i += EXPAND_THREADS) {
             cu_segment s = e.segments[i];
-            touches |= s.row0 < t0 + NTB * 8 && s.row0 + s.n_rows > t0 && site_of(s).n_groups;
+            touches |= s.row0 < t0 + NTB * 8 && s.row0 + s.n_rows > t0 && site_of(e, s).n_groups;
         }
         return __syncthreads_or(touches);
     }
@@ -270,44 +265,17 @@ template <int NTB, int TILES, int KINDS, typename OutOf> struct Expander {
             y.x += sum[0];
             y.y += sum[1];
         }
+        if (r) {
+            y.x *= r[t - t0];
+            y.y *= r[t - t0];
+        }
         bool both = out + 1 < e.n;
         if (KINDS == 2)
-            return make_float2(finish(y.x, t, out), both ? finish(y.y, t, out + 1) : 0.f);
+            return make_float2(finish_value(e, y.x, t, out),
+                               both ? finish_value(e, y.y, t, out + 1) : 0.f);
         if (e.bias) {
             y.x += e.bias[out];
             y.y += both ? e.bias[out + 1] : 0.f;
-        }
-        return y;
-    }
-
-    /* g y + b + s b_B of one value. */
-    __device__ float finish(float y, uint32_t t, uint32_t out) const
-    {
-        float b = e.bias ? e.bias[out] : 0.f;
-        int owner = e.owner[t];
-        if (owner >= 0) {
-            const cu_site &site = site_of(e.segments[owner]);
-            for (uint32_t k = 0; k < site.n_parts; k++) {
-                const cu_part &p = site.parts[k];
-                if (out < p.out0 || out >= p.out0 + p.n_out)
-                    continue;
-                if (p.gain)
-                    y *= p.gain[out - p.out0];
-                if (p.bias)
-                    b = p.bias[out - p.out0];
-            }
-        }
-        y += b;
-        for (uint32_t i = 0, n = *e.n_segments; i < n; i++) {
-            cu_segment s = e.segments[i];
-            if (t < s.row0 || t >= s.row0 + s.n_rows)
-                continue;
-            const cu_site &site = site_of(s);
-            for (uint32_t k = 0; k < site.n_parts; k++) {
-                const cu_part &p = site.parts[k];
-                if (p.lora_bias && out >= p.out0 && out < p.out0 + p.n_out)
-                    y += s.scale * p.scale * p.lora_bias[out - p.out0];
-            }
         }
         return y;
     }

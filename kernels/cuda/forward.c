@@ -2,10 +2,12 @@
  * The forward pass: which kernels a step queues, in order. It may be recorded: with the same rows,
  * logits and kinds it makes the same calls with the same arguments, but for replacements.
  *
- * A layer: [norm] -> qkv GEMM -> rope (completes qkv, writes keys and values) -> attention -> o
- * GEMM -> residual -> norm -> gate_up GEMM -> activation -> down GEMM -> residual -> norm. Adapters
- * add no launch up to CU_SMALL_ROWS rows (A rides in the GEMMs, B in what completes them), beyond
- * it one shrink a site.
+ * A layer of decoding rows: qkv GEMM -> attention (completes qkv, writes keys and values) -> o GEMM
+ * -> residual -> gate_up GEMM -> activation -> down GEMM -> residual. The residuals leave x w and
+ * sums of squares: norms are finished by what completes the GEMM behind them. Rows of prompts go
+ * through rope and their own attention; steps of more than CU_SMALL_ROWS rows, and norms after a
+ * projection, through norm kernels. Adapters add no launch up to CU_SMALL_ROWS rows (A rides in the
+ * GEMMs, B in what completes them), beyond it one shrink a site.
  */
 #include "kernels/cuda/cuda_impl.h"
 
@@ -201,38 +203,103 @@ static struct cu_pages pages_of(const struct device_model *m, const struct cuda_
                              m->n_chunks};
 }
 
-static int attention(struct device_model *m, const struct cuda_run *run, const struct space *s,
-                     const struct cu_heads *heads)
+/* A layer's attention but for the heads, which single ops choose. */
+static struct cu_attention attention_of(const struct device_model *m, const struct cuda_run *run,
+                                        const struct cu_heads *heads)
 {
     // CTAs for the card about twice over; whole contexts as soon as they fill it once.
     uint32_t ctas = heads->n_kv_heads * (run->n_decode ? run->n_decode : 1);
     uint32_t splits =
         ctas * 3 >= (uint32_t)m->be->n_sms * 4 ? 1 : 2 * (uint32_t)m->be->n_sms / ctas + 1;
-    struct cu_attention a = {.heads = *heads,
-                             .pages = pages_of(m, run),
-                             .q = m->q,
-                             .out = m->attn,
-                             .partial = m->partial,
-                             .n_split = splits < CUDA_MAX_SPLIT ? splits : CUDA_MAX_SPLIT};
+    return (struct cu_attention){.heads = *heads,
+                                 .pages = pages_of(m, run),
+                                 .q = m->q,
+                                 .out = m->attn,
+                                 .partial = m->partial,
+                                 .arrived = m->arrived,
+                                 .n_split = splits < CUDA_MAX_SPLIT ? splits : CUDA_MAX_SPLIT};
+}
+
+/* Rows that decode complete their own part of qkv. */
+static int attention(struct device_model *m, const struct cuda_run *run, const struct space *s,
+                     const struct cu_attention *a, const struct cu_expand *qkv)
+{
     const struct cuda_counts *counts = meta_at(run, run->at.counts);
     if (m->be->deterministic)
         return cuda_attention_fixed(m, run, &a, &s->r);
     if (run->n_decode)
-        TRY(cu_attention_decode(&a, &s->r, &counts->n_decode_rows, run->n_decode, m->compute));
+        TRY(cu_attention_decode(a, qkv, &s->r, &counts->n_decode_rows, run->n_decode, m->compute));
     if (m->query_rows == CU_HOPPER_ROWS)
-        return cu_attention_hopper(&a, &s->r, run->blocks.segment, run->blocks.row, run->blocks.n,
+        return cu_attention_hopper(a, &s->r, run->blocks.segment, run->blocks.row, run->blocks.n,
                                    m->compute);
-    return cu_attention_prefill(&a, &s->r, run->blocks.segment, run->blocks.row, run->blocks.n,
+    return cu_attention_prefill(a, &s->r, run->blocks.segment, run->blocks.row, run->blocks.n,
                                 m->compute);
+}
+
+/* Completes q, k and v of the rows that do not decode. */
+static int rope(struct device_model *m, const struct cuda_run *run, const struct space *s,
+                const struct cu_attention *a, const struct cu_expand *qkv)
+{
+    const struct model_config *c = m->config;
+    const struct cuda_counts *counts = meta_at(run, run->at.counts);
+    if (run->n_decode == run->rows)
+        return 0;
+    if (cuda_complete(m, run, qkv) && c->rotary_dim == c->head_dim &&
+        (c->head_dim == 64 || c->head_dim == 128 || c->head_dim == 256))
+        return cu_rope_write_large(qkv, &s->r, &a->heads, &a->q_norm, &a->k_norm, a->trig,
+                                   &a->pages, m->q, m->compute);
+    return cu_rope_write(qkv, &s->r, &a->heads, &a->q_norm, &a->k_norm, a->trig, &a->pages,
+                         run->n_decode ? &counts->n_decode_rows : NULL, m->q, m->compute);
+}
+
+/* From the qkv projection to what the o projection takes. */
+static int attend(struct device_model *m, const struct cuda_run *run, const struct space *s,
+                  uint32_t layer, const struct cu_expand *qkv)
+{
+    const struct model_config *c = m->config;
+    struct cu_heads heads = {.n_heads = c->n_heads,
+                             .n_kv_heads = c->n_kv_heads,
+                             .head_dim = c->head_dim,
+                             .rotary_dim = c->rotary_dim,
+                             .layer = layer,
+                             .n_layers = c->n_layers,
+                             .window = c->layers[layer].window,
+                             .scale = (float)c->attention_scale,
+                             .softcap = (float)c->attention_softcap};
+    struct cu_attention a = attention_of(m, run, &heads);
+    if (c->qk_norm) {
+        a.q_norm = norm_of(m, run, layer, NORM_Q);
+        a.k_norm = norm_of(m, run, layer, NORM_K);
+    }
+    a.trig = m->trig + (size_t)c->layers[layer].rope_idx * run->rows * c->rotary_dim;
+    TRY(rope(m, run, s, &a, qkv));
+    return attention(m, run, s, &a, qkv);
+}
+
+/* Whether a norm is begun by the residual before it and finished by the GEMM's consumer. */
+static bool folds_norm(const struct device_model *m, const struct cuda_run *run)
+{
+    return run->rows <= CU_SMALL_ROWS && !m->config->post_norms;
+}
+
+/* The output of a GEMM that was given x w. */
+static void unnormed(const struct device_model *m, struct cu_expand *e)
+{
+    e->ss = m->ss;
+    e->n_ss = cu_ss_parts(m->config->d_model);
+    e->ss_scale = 1.0f / (float)m->config->d_model;
+    e->eps = (float)m->config->rms_eps;
 }
 
 /* x += y (through the post norm where there is one), then h = the next norm of x; next NULL: no h.
  */
 static int end_residual(struct device_model *m, const struct cuda_run *run, const struct space *s,
                         const struct cu_expand *e, uint32_t layer, enum norm post,
-                        const struct cu_norm *next)
+                        const struct cu_norm *next, bool fold)
 {
     uint32_t d = m->config->d_model;
+    if (next && fold)
+        return cu_residual_norm(e, &s->r, next, m->x, m->h, m->ss, m->compute);
     struct cu_norm after = norm_of(m, run, layer, post);
     bool has_post = m->config->post_norms;
     if (cuda_complete(m, run, e) && !has_post && d <= 8192)
@@ -248,48 +315,31 @@ static int layer_forward(struct device_model *m, const struct cuda_run *run, con
                          uint32_t layer)
 {
     const struct model_config *c = m->config;
-    struct cu_heads heads = {.n_heads = c->n_heads,
-                             .n_kv_heads = c->n_kv_heads,
-                             .head_dim = c->head_dim,
-                             .rotary_dim = c->rotary_dim,
-                             .layer = layer,
-                             .n_layers = c->n_layers,
-                             .window = c->layers[layer].window,
-                             .scale = (float)c->attention_scale,
-                             .softcap = (float)c->attention_softcap};
-    struct cu_norm q_norm = {0}, k_norm = {0}, mlp = norm_of(m, run, layer, NORM_MLP), next;
-    bool last = layer + 1 == c->n_layers;
-    if (c->qk_norm) {
-        q_norm = norm_of(m, run, layer, NORM_Q);
-        k_norm = norm_of(m, run, layer, NORM_K);
-    }
+    struct cu_norm mlp = norm_of(m, run, layer, NORM_MLP), next;
+    bool last = layer + 1 == c->n_layers, fold = folds_norm(m, run), moe = c->layers[layer].moe;
     if (!last)
         next = norm_of(m, run, layer + 1, NORM_ATTN);
-    const float *trig = m->trig + (size_t)c->layers[layer].rope_idx * run->rows * c->rotary_dim;
-    struct cu_pages pages = pages_of(m, run);
     struct cu_expand e;
     TRY(linear(m, run, s, layer, SITE_QKV, m->h, &e));
-    if (cuda_complete(m, run, &e) && c->rotary_dim == c->head_dim &&
-        (c->head_dim == 64 || c->head_dim == 128 || c->head_dim == 256))
-        TRY(cu_rope_write_large(&e, &s->r, &heads, &q_norm, &k_norm, trig, &pages, m->q,
-                                m->compute));
-    else
-        TRY(cu_rope_write(&e, &s->r, &heads, &q_norm, &k_norm, trig, &pages, m->q, m->compute));
-    TRY(attention(m, run, s, &heads));
+    if (fold && layer > 0)
+        unnormed(m, &e);
+    TRY(attend(m, run, s, layer, &e));
     TRY(linear(m, run, s, layer, SITE_O, m->attn, &e));
-    TRY(end_residual(m, run, s, &e, layer, NORM_ATTN_POST, &mlp));
-    if (c->layers[layer].moe) {
+    TRY(end_residual(m, run, s, &e, layer, NORM_ATTN_POST, &mlp, fold && !moe));
+    if (moe) {
         TRY(cuda_moe_forward(m, run, &s->r, s->columns, layer, &e));
     } else {
         int gelu = c->activation == ACTIVATION_GELU_TANH;
         TRY(linear(m, run, s, layer, SITE_GATE_UP, m->h, &e));
+        if (fold)
+            unnormed(m, &e);
         if (cuda_complete(m, run, &e) && e.y16 != m->act && c->d_ff % 8 == 0)
             TRY(cu_activation_large(&e, c->d_ff, gelu, m->act, m->compute));
         else if (e.y16 != m->act) // else the product has done it
             TRY(cu_activation(&e, c->d_ff, gelu, m->act, m->compute));
         TRY(linear(m, run, s, layer, SITE_DOWN, m->act, &e));
     }
-    return end_residual(m, run, s, &e, layer, NORM_MLP_POST, last ? NULL : &next);
+    return end_residual(m, run, s, &e, layer, NORM_MLP_POST, last ? NULL : &next, fold);
 }
 
 static int sample(struct device_model *m, const struct cuda_run *run, const struct space *head)
@@ -424,14 +474,17 @@ int cuda_op_rope(struct device_model *m, const struct cuda_run *run, const struc
     struct cu_norm none = {0}, q = q_norm ? norm_of(m, run, heads->layer, *q_norm) : none;
     struct cu_expand e = {.t = s.r.t, .n = width, .y = qkv};
     struct cu_pages own = pages_of(m, run);
-    return cu_rope_write(&e, &s.r, heads, &q, &none, trig, pages ? pages : &own, m->q, m->compute);
+    return cu_rope_write(&e, &s.r, heads, &q, &none, trig, pages ? pages : &own, NULL, m->q,
+                         m->compute);
 }
 
 int cuda_op_attention(struct device_model *m, const struct cuda_run *run,
                       const struct cu_heads *heads)
 {
     struct space s = rows_space(m, run);
-    return attention(m, run, &s, heads);
+    struct cu_attention a = attention_of(m, run, heads);
+    struct cu_expand given = {0}; // q is in its buffer, keys and values in the pages
+    return attention(m, run, &s, &a, &given);
 }
 
 int cuda_op_moe(struct device_model *m, const struct cuda_run *run, uint32_t layer,

@@ -15,16 +15,16 @@
  * 1, so that x is read from L2 half as often. A chunks: 16 rows of A x 1024 inputs (2048 when there
  * are many) for at most two tiles of 8 tokens.
  *
- * A CTA takes half of a multiprocessor's shared memory: the next GEMM's CTA comes to stand beside
- * it and fills its ring with weights before griddepcontrol.wait. Weights do not depend on the
- * kernels between, so the stream of weights hardly stops.
+ * A CTA takes nearly all of a multiprocessor's shared memory, so that there is one on each, and
+ * starts when the GEMM before it leaves: while the kernels between the two run, it fills its ring
+ * with weights, which do not depend on them. Stages are handed over by mbarriers, and a stage is
+ * asked for two blocks after it was read, so that no warp waits for another; a block must take well
+ * below the time in which its bytes come, else a full ring is of no use.
  *
- * H100 80GB, GEMMs of Llama-3.1-8B with a trivial kernel after each, 15.01 GB of weights a step,
- * read ceiling of the run 3009 GB/s (2026-11-28), ms at T = 1 / 32 / 64: one CTA an SM, 10 stages
- * of 18 KB, chunks of A first       5.48 / 6.65 / 8.34 the same, A last, blocks of 128 x 64 for T >
- * 16            5.18 / 5.71 / - two CTAs an SM, 5 stages                                   5.15
- * / 5.64 / 6.24  (2916 GB/s at T = 1) launch_dependents at the last load instead of the
- * start    6.86 / 7.31 / 6.33
+ * H100 80GB, Llama-3.1-8B, 15.01 GB of weights a step (2026-11-28): see docs/PERFORMANCE.md for the
+ * step. Tried: two CTAs a multiprocessor of 5 stages (5.15 ms at T = 1 with trivial kernels between
+ * the GEMMs, but the scheduler puts two of one GEMM on a quarter of the multiprocessors, which are
+ * late by 20 %); chunks of A first (5.48); launch_dependents at the last load (6.86).
  */
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/launch.h"
@@ -54,10 +54,12 @@ template <int NT> struct Shape {
     static constexpr int ROWS = WIDE ? 128 : 64; // outputs of a block
     static constexpr int SUBS = WIDE ? 1 : 2;    // of 64 inputs
     static constexpr int X_STAGE = NT == 8 ? 8192 : 4096;
-    static constexpr int STAGES = NT == 8 ? 4 : 5;
+    static constexpr int STAGES = NT == 8 ? 8 : 9;
+    static constexpr int AHEAD = STAGES - 2; // stages asked for before they are needed
     static constexpr int RING = STAGES * (W_STAGE + X_STAGE);
     static constexpr int RED = 4096;
-    static constexpr int BYTES = RING + RED + MAX_BATCH * (int)sizeof(Chunk);
+    static constexpr int CHUNKS = MAX_BATCH * (int)sizeof(Chunk);
+    static constexpr int BYTES = RING + RED + CHUNKS + 2 * STAGES * 8;
 };
 
 /* Address of the 16-byte piece c (of 8) of row r in a tile whose rows are 64 inputs. */
@@ -66,27 +68,44 @@ __device__ __forceinline__ uint32_t swizzled(uint32_t base, int r, int c)
     return base + r * 128 + ((c ^ (r & 7)) << 4);
 }
 
+/* Where the stream of base blocks stands: a block of a tile of outputs. */
+struct Place {
+    uint32_t tile, kblock;
+};
+
 template <int NT> struct Worker {
     using S = Shape<NT>;
+    static constexpr int PIECES = S::SUBS * 8; // 16-byte pieces of a row of a block
     const cu_gemm &g;
-    uint32_t ring;
+    uint32_t ring, full, empty; // shared addresses
     float *red;
     Chunk *chunks;
     int tid, warp, lane;
     uint32_t n_kblocks, base0, n_base; // base blocks of this CTA
     uint32_t n_mine;                   // A chunks of this CTA
+    uint32_t plane0;                   // plane of its first tile; the others are its own from 0 on
+    uint32_t asked, read;              // stages since the start
+    Place at_load, at_read;
+    uint32_t at_load_index; // base blocks asked for
     float acc[NT][4];
 
-    __device__ Worker(const cu_gemm &g_, uint8_t *smem) : g(g_)
+    __device__ Worker(const cu_gemm &g_, uint8_t *smem) : g(g_), asked(0), read(0)
     {
         ring = shared_address(smem);
         red = (float *)(smem + S::RING);
         chunks = (Chunk *)(smem + S::RING + S::RED);
+        full = ring + S::RING + S::RED + S::CHUNKS;
+        empty = full + S::STAGES * 8;
         tid = threadIdx.x;
         warp = tid / 32;
         lane = tid % 32;
         n_kblocks = (g.k + S::SUBS * 64 - 1) / (S::SUBS * 64);
         clear();
+        if (tid < S::STAGES) {
+            mbarrier_init(full + tid * 8, 2 * THREADS); // weights, then x
+            mbarrier_init(empty + tid * 8, THREADS / 32);
+        }
+        __syncthreads();
     }
 
     __device__ void clear()
@@ -105,20 +124,51 @@ template <int NT> struct Worker {
         return w_stage(i) + W_STAGE;
     }
 
+    /* ---- handing over stages ---- */
+
+    /* Stage i may be written: what was in it has been read by all warps. */
+    __device__ void wait_empty(uint32_t i) const
+    {
+        mbarrier_wait(empty + i % S::STAGES * 8, (i / S::STAGES & 1) ^ 1);
+    }
+    __device__ void wait_full(uint32_t i) const
+    {
+        mbarrier_wait(full + i % S::STAGES * 8, i / S::STAGES & 1);
+    }
+    /* When this thread's copies so far have arrived. */
+    __device__ void arrive_full(uint32_t i) const
+    {
+        mbarrier_arrive_copies(full + i % S::STAGES * 8);
+    }
+    __device__ void leave_stage(uint32_t i) const
+    {
+        __syncwarp();
+        if (lane == 0)
+            mbarrier_arrive(empty + i % S::STAGES * 8);
+    }
+
+    __device__ void next(Place &p) const
+    {
+        if (++p.kblock == n_kblocks) {
+            p.kblock = 0;
+            p.tile++;
+        }
+    }
+
     /* ---- base weights ---- */
 
-    __device__ void load_base_w(uint32_t i) const
+    __device__ void load_base_w(uint32_t stage, const Place &p) const
     {
-        uint32_t b = base0 + i, row0 = b / n_kblocks * S::ROWS, k0 = b % n_kblocks * S::SUBS * 64;
-        uint32_t dst = w_stage(i);
-        constexpr int PIECES = S::SUBS * 8; // 16-byte pieces of a row
+        constexpr int ROWS = THREADS / PIECES;
+        uint32_t dst = w_stage(stage), r = tid / PIECES, c = tid % PIECES;
+        uint32_t row = p.tile * S::ROWS + r, k = p.kblock * S::SUBS * 64 + c * 8;
+        const uint8_t *src = (const uint8_t *)g.w + ((size_t)row * g.k + k) * 2;
+        size_t step = (size_t)ROWS * g.k * 2;
+        dst += (c / 8) * (S::ROWS * 128);
 #pragma unroll
-        for (int it = 0; it < 4; it++) {
-            int r = it * (THREADS / PIECES) + tid / PIECES, c = tid % PIECES;
-            bool in = row0 + r < g.n && k0 + c * 8 < g.k;
-            const uint8_t *src =
-                (const uint8_t *)g.w + (in ? ((size_t)(row0 + r) * g.k + k0 + c * 8) * 2 : 0);
-            cp_async_16_stream(swizzled(dst + (c / 8) * (S::ROWS * 128), r, c % 8), src,
+        for (int it = 0; it < 4; it++, src += step) {
+            bool in = row + it * ROWS < g.n && k < g.k;
+            cp_async_16_stream(swizzled(dst, r + it * ROWS, c % 8), in ? src : (const uint8_t *)g.w,
                                in ? 16 : 0);
         }
     }
@@ -130,17 +180,16 @@ template <int NT> struct Worker {
         cp_async_16(swizzled(dst, r, c), src, in ? 16 : 0);
     }
 
-    __device__ void load_base_x(uint32_t i) const
+    /* Rows beyond t are not written: what lies there ends in columns that nobody reads. */
+    __device__ void load_base_x(uint32_t stage, const Place &p) const
     {
-        uint32_t k0 = (base0 + i) % n_kblocks * S::SUBS * 64, dst = x_stage(i);
-        constexpr int TOTAL = NT * 8 * S::SUBS * 8;
+        uint32_t k0 = p.kblock * S::SUBS * 64, dst = x_stage(stage);
+        constexpr int TOTAL = NT * 8 * PIECES;
 #pragma unroll
         for (int it = 0; it < (TOTAL + THREADS - 1) / THREADS; it++) {
-            int p = it * THREADS + tid;
-            if (TOTAL < THREADS && p >= TOTAL)
-                break;
-            int r = p / (S::SUBS * 8), c = p % (S::SUBS * 8);
-            load_x_piece(dst + (c / 8) * (NT * 8 * 128), r, c % 8, r, k0 + c * 8);
+            int i = it * THREADS + tid, r = i / PIECES, c = i % PIECES;
+            if (i < TOTAL && (uint32_t)r < g.t)
+                load_x_piece(dst + (c / 8) * (NT * 8 * 128), r, c % 8, r, k0 + c * 8);
         }
     }
 
@@ -181,9 +230,10 @@ template <int NT> struct Worker {
         }
     }
 
-    __device__ uint32_t plane_of(uint32_t tile) const
+    /* CTAs before this one that work on its first tile. */
+    __device__ uint32_t find_plane() const
     {
-        uint32_t plane = 0, begin = tile * n_kblocks;
+        uint32_t plane = 0, begin = base0 / n_kblocks * n_kblocks;
         for (uint32_t c = blockIdx.x; g.plan->start[c] > begin; c--)
             plane += g.plan->start[c] > g.plan->start[c - 1];
         return plane;
@@ -204,7 +254,8 @@ template <int NT> struct Worker {
             __syncthreads();
         }
         if (S::WIDE || warp < 4) {
-            float *y = g.y + (size_t)plane_of(tile) * g.t * g.n;
+            uint32_t plane = tile == base0 / n_kblocks ? plane0 : 0;
+            float *y = g.y + (size_t)plane * g.t * g.n;
 #pragma unroll
             for (int n = 0; n < NT; n++) {
 #pragma unroll
@@ -216,6 +267,8 @@ template <int NT> struct Worker {
                 }
             }
         }
+        if (!S::WIDE)
+            __syncthreads(); // the next tile's sums may come at once
         clear();
     }
 
@@ -299,6 +352,7 @@ template <int NT> struct Worker {
                 sum += red[p * (16 * rows) + i];
             s[(size_t)t * g.s_width + c.col + r] = sum;
         }
+        __syncthreads();
         acc[0][0] = acc[0][1] = acc[0][2] = acc[0][3] = 0;
     }
 
@@ -320,86 +374,100 @@ template <int NT> struct Worker {
         return true;
     }
 
-    __device__ void load_next_a(Cursor &at, uint32_t n, uint32_t stage) const
+    /* Asks for the next stage: a base block while there are any, else a part of a chunk. */
+    __device__ void ask(uint32_t blocks, uint32_t n, Cursor &chunk)
     {
-        if (at.chunk >= n)
+        bool base = at_load_index < blocks;
+        if (!base && chunk.chunk >= n)
             return;
-        load_a(chunks[at.chunk], stage, at.piece);
-        advance(at);
+        wait_empty(asked);
+        if (base) {
+            load_base_w(asked, at_load);
+            arrive_full(asked);
+            load_base_x(asked, at_load);
+            next(at_load);
+            at_load_index++;
+        } else {
+            load_a(chunks[chunk.chunk], asked, chunk.piece);
+            advance(chunk);
+            arrive_full(asked);
+        }
+        arrive_full(asked++);
     }
 
-    /* The base blocks and the first n chunks; the first STAGES - 1 stages are in flight. */
+    /* The base blocks and the first n chunks; the first stages have been asked for. */
     __device__ void run_stream(uint32_t blocks, uint32_t n, Cursor loading)
     {
         Cursor done = {0, 0};
-        for (uint32_t i = 0; i < blocks || done.chunk < n; i++) {
-            cp_async_wait<S::STAGES - 2>();
-            __syncthreads();
-            uint32_t ahead = i + S::STAGES - 1;
-            if (ahead < blocks) {
-                load_base_w(ahead);
-                load_base_x(ahead);
-            } else {
-                load_next_a(loading, n, ahead);
-            }
-            cp_async_commit();
+        for (uint32_t i = 0; i < blocks || done.chunk < n; i++, read++) {
+            wait_full(read);
             if (i < blocks) {
-                compute_base(i);
-                uint32_t b = base0 + i + 1;
-                if (i + 1 == blocks || b % n_kblocks == 0)
-                    flush_base((b - 1) / n_kblocks);
+                compute_base(read);
+                leave_stage(read);
+                ask(blocks, n, loading);
+                uint32_t tile = at_read.tile;
+                next(at_read);
+                if (i + 1 == blocks || at_read.kblock == 0)
+                    flush_base(tile);
             } else {
                 const Chunk &c = chunks[done.chunk];
-                compute_a(c, i);
+                compute_a(c, read);
+                leave_stage(read);
+                ask(blocks, n, loading);
                 if (advance(done))
                     flush_a(c);
             }
         }
     }
 
+    __device__ void find_chunks(uint32_t first, uint32_t n) const
+    {
+        if (tid < n)
+            chunks[tid] = find_chunk(first + tid);
+    }
+
     __device__ void run()
     {
         base0 = g.plan->start[blockIdx.x];
         n_base = g.plan->start[blockIdx.x + 1] - base0;
-        for (uint32_t i = 0; i < S::STAGES - 1; i++) {
-            if (i < n_base)
-                load_base_w(i);
-            cp_async_commit();
+        at_load = at_read = Place{base0 / n_kblocks, base0 % n_kblocks};
+        uint32_t early = min(n_base, (uint32_t)S::AHEAD);
+        Place at = at_load;
+        for (uint32_t i = 0; i < early; i++, next(at)) {
+            load_base_w(i, at);
+            arrive_full(i);
         }
+        plane0 = find_plane();
         uint32_t n_chunks = g.segments ? g.plan->n_chunks : 0;
         n_mine = n_chunks / gridDim.x + (blockIdx.x < n_chunks % gridDim.x);
         uint32_t n = min(n_mine, (uint32_t)MAX_BATCH);
-        if (tid < n)
-            chunks[tid] = find_chunk(tid);
+        find_chunks(0, n);
         pdl_wait();
         __syncthreads();
-        Cursor loading = {0, 0};
-        for (uint32_t i = 0; i < S::STAGES - 1; i++) {
-            if (i < n_base)
-                load_base_x(i);
-            else
-                load_next_a(loading, n, i);
-            cp_async_commit();
+        for (; asked < early; asked++, next(at_load)) {
+            load_base_x(asked, at_load);
+            arrive_full(asked);
         }
+        at_load_index = early;
+        Cursor loading = {0, 0};
+        while (asked < S::AHEAD && (at_load_index < n_base || loading.chunk < n))
+            ask(n_base, n, loading);
         run_stream(n_base, n, loading);
         for (uint32_t first = n; first < n_mine; first += n) {
-            cp_async_wait<0>();
             __syncthreads();
             n = min(n_mine - first, (uint32_t)MAX_BATCH);
-            if (tid < n)
-                chunks[tid] = find_chunk(first + tid);
+            find_chunks(first, n);
             __syncthreads();
             loading = {0, 0};
-            for (uint32_t i = 0; i < S::STAGES - 1; i++) {
-                load_next_a(loading, n, i);
-                cp_async_commit();
-            }
+            at_load_index = 0;
+            for (int i = 0; i < S::AHEAD; i++)
+                ask(0, n, loading);
             run_stream(0, n, loading);
         }
     }
 };
 
-// So few registers that the kernels between two GEMMs fit beside two CTAs of this one.
+// So few registers that the kernels between two GEMMs fit beside a CTA of this one.
 template <int NT> __global__ void __maxnreg__(NT > 2 ? 88 : 64) gemm_small_kernel(const cu_gemm g)
 {
     extern __shared__ __align__(128) uint8_t smem[];

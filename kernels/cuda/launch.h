@@ -123,6 +123,11 @@ struct cu_expand {
     uint32_t v_planes, v_width;
     int v_padded; // columns of a module in v are its col16, not its col0
     int kinds;    // 0 none, 1 additive, 2 all
+    /* The GEMM was given x w instead of norm(x): y is to be multiplied by 1 / rms of the row, of
+     * which ss[T][n_ss] has the squares' sums in parts (NULL: it was given what it should). */
+    const float *ss;
+    uint32_t n_ss;
+    float ss_scale, eps; // 1 / D
 };
 
 /* Addresses of KV pages. */
@@ -196,12 +201,19 @@ int cu_norm_rows(const struct cu_rows *r, uint32_t n_bound, const uint32_t *rows
                  const float *y, uint32_t d, const struct cu_norm *post, const struct cu_norm *norm,
                  void *h, cudaStream_t stream);
 
-/* q[T, n_heads, head_dim] bf16; keys and values to the pages. */
+/* q[T, n_heads, head_dim] bf16; keys and values to the pages. Rows before *n_decode_rows
+ * (NULL: 0) are left to cu_attention_decode. */
 int cu_rope_write(const struct cu_expand *e, const struct cu_rows *r, const struct cu_heads *h,
                   const struct cu_norm *q_norm, const struct cu_norm *k_norm, const float *trig,
-                  const struct cu_pages *pages, void *q, cudaStream_t stream);
+                  const struct cu_pages *pages, const uint32_t *n_decode_rows, void *q,
+                  cudaStream_t stream);
 /* x[T, N] += y, or out[T, N] = y when out is given. */
 int cu_residual(const struct cu_expand *e, float *x, float *out, cudaStream_t stream);
+/* Up to CU_SMALL_ROWS rows: x += y, h = x w in bf16 and ss[T][cu_ss_parts(N)], sums of x^2: the
+ * next GEMM takes h, its consumer divides by the rms. */
+int cu_residual_norm(const struct cu_expand *e, const struct cu_rows *r, const struct cu_norm *norm,
+                     float *x, void *h, float *ss, cudaStream_t stream);
+uint32_t cu_ss_parts(uint32_t n);
 /* act[T, d_ff] bf16 = f(gate) up; gelu: tanh form, else silu. */
 int cu_activation(const struct cu_expand *e, uint32_t d_ff, int gelu, void *act,
                   cudaStream_t stream);
@@ -222,13 +234,19 @@ int cu_activation_large(const struct cu_expand *e, uint32_t d_ff, int gelu, void
 struct cu_attention {
     struct cu_heads heads;
     struct cu_pages pages;
-    const void *q;
+    const void *q; // prefill: cu_rope_write's
     void *out;
-    float *partial; // decode: [split][row][head][head_dim + 2]
+    /* decode: completes qkv, rotates, writes the row's key and value */
+    struct cu_norm q_norm, k_norm;
+    const float *trig;
+    float *partial;    // [row][kv head][n_split][heads of a kv head][head_dim + 2]
+    uint32_t *arrived; // [row][kv head], zero between launches
     uint32_t n_split;
 };
-int cu_attention_decode(const struct cu_attention *a, const struct cu_rows *r,
-                        const uint32_t *n_decode_rows, uint32_t bound, cudaStream_t stream);
+/* A qkv without y: queries are taken from a->q, and keys and values are in the pages already. */
+int cu_attention_decode(const struct cu_attention *a, const struct cu_expand *qkv,
+                        const struct cu_rows *r, const uint32_t *n_decode_rows, uint32_t bound,
+                        cudaStream_t stream);
 /* Rows of sequences [first, n_sequences) with n_blocks blocks of CU_QUERY_ROWS rows in all. */
 enum { CU_QUERY_ROWS = 64 };
 int cu_attention_prefill(const struct cu_attention *a, const struct cu_rows *r,

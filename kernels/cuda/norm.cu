@@ -3,8 +3,7 @@
  * norm(v) = v / sqrt(mean(v^2) + eps). One CTA a row; x stays in registers between the passes.
  * Bytes: x (and y) read once, x written where it changes, h written.
  */
-#include "kernels/cuda/common.cuh"
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/norm.cuh"
 
 using namespace lora;
 
@@ -38,15 +37,6 @@ __device__ float block_sum(float v)
     return v;
 }
 
-__device__ const float *weights(const cu_norm &n, const cu_rows &r, uint32_t row)
-{
-    if (!n.replaced || !r.segments)
-        return n.w;
-    int owner = r.owner[row];
-    const float *own = owner < 0 ? nullptr : n.replaced[(size_t)r.segments[owner].slot * n.stride];
-    return own ? own : n.w;
-}
-
 template <int PER> __global__ void __launch_bounds__(THREADS) norm_kernel(const Args a)
 {
     pdl_launch_dependents();
@@ -66,7 +56,7 @@ template <int PER> __global__ void __launch_bounds__(THREADS) norm_kernel(const 
     for (int k = 0; k < PER; k++)
         v[k] = k * THREADS + threadIdx.x < a.d ? x[k * THREADS + threadIdx.x] : 0;
     if (a.y) {
-        const float *y = a.y + (size_t)row * a.d, *wp = weights(a.post, a.r, row);
+        const float *y = a.y + (size_t)row * a.d, *wp = norm_weights(a.post, a.r, row);
         float u[PER];
 #pragma unroll
         for (int k = 0; k < PER; k++) {
@@ -91,7 +81,7 @@ template <int PER> __global__ void __launch_bounds__(THREADS) norm_kernel(const 
         sum += v[k] * v[k];
     float scale = rsqrtf(block_sum(sum) / a.d + a.norm.eps);
     // The head's rows are counted among logit rows, so owners of `row` are looked up by i.
-    const float *own = a.norm.replaced ? weights(a.norm, a.r, i) : nullptr;
+    const float *own = a.norm.replaced ? norm_weights(a.norm, a.r, i) : nullptr;
 #pragma unroll
     for (int k = 0; k < PER; k++) {
         uint32_t j = k * THREADS + threadIdx.x;

@@ -1,8 +1,11 @@
 /*
  * residual: x[T, N] += y of a completed o or down projection (or y alone, where a norm comes
- * between). A CTA has 64 outputs of 8, 16 or 64 tokens. Bytes: the planes of y and x once each way.
+ * between). Up to CU_SMALL_ROWS rows the norm that follows is begun here: h = x w for the next GEMM
+ * and the sums of x^2, by which its consumer divides (complete.cuh): a kernel less in the chain,
+ * and none that has one multiprocessor a row. Bytes: the planes of y and x once each way.
  */
 #include "kernels/cuda/expand.cuh"
+#include "kernels/cuda/norm.cuh"
 
 using namespace lora;
 
@@ -11,6 +14,7 @@ namespace
 
 constexpr int TILES = 4;
 
+/* A CTA has 64 outputs of 64 tokens. */
 template <int NTB, int KINDS>
 __global__ void __launch_bounds__(EXPAND_THREADS)
     residual_kernel(const cu_expand e, float *x, float *out)
@@ -46,22 +50,120 @@ __global__ void __launch_bounds__(EXPAND_THREADS)
     }
 }
 
-template <int NTB> int launch(const cu_expand *e, float *x, float *out, cudaStream_t stream)
+struct NextNorm {
+    cu_rows rows;
+    cu_norm norm;
+    bf16 *h;
+    float *ss;
+};
+
+/* Outputs of a CTA of the small kernel: a warp's tile each. */
+constexpr uint32_t SMALL_OUT = COMPLETE_THREADS / 32 * 16;
+
+/* x += y (or out = y), the row's part of the sum of squares, and h; 8 NT tokens a CTA. */
+template <int NT, int KINDS>
+__global__ void __launch_bounds__(COMPLETE_THREADS)
+    residual_small_kernel(const cu_expand e, float *x, float *out, const NextNorm next)
 {
-    dim3 grid((e->n + TILES * 16 - 1) / (TILES * 16), (e->t + NTB * 8 - 1) / (NTB * 8));
-    auto kernel = e->kinds == 0   ? residual_kernel<NTB, 0>
-                  : e->kinds == 1 ? residual_kernel<NTB, 1>
-                                  : residual_kernel<NTB, 2>;
-    return launch_pdl(kernel, grid, dim3(EXPAND_THREADS), 0, stream, *e, x, out);
+    using C = Completer<NT, 1, KINDS>;
+    __shared__ typename C::Shared sm;
+    __shared__ float squares[COMPLETE_THREADS / 32][C::TOKENS];
+    pdl_launch_dependents();
+    uint32_t t0 = blockIdx.y * C::TOKENS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint32_t o[1] = {blockIdx.x * SMALL_OUT + warp * 16};
+    C c(e, sm, t0);
+    c.prepare(o);
+    pdl_wait();
+    float y[1][NT][4], old[NT][4];
+    c.begin_v();
+    c.load_base(0, y[0]);
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            uint32_t t = t0 + c.token_of(n, i), at = o[0] + c.output_of(i);
+            bool in = !out && t < e.t && at < e.n;
+            old[n][i] = in ? __ldcg(x + (size_t)t * e.n + at) : 0.f;
+        }
+    }
+    c.complete(y);
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+        float sum[2] = {0, 0};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            uint32_t t = t0 + c.token_of(n, i), column = o[0] + c.output_of(i);
+            if (t >= e.t || column >= e.n)
+                continue;
+            size_t at = (size_t)t * e.n + column;
+            float v = y[0][n][i] + old[n][i];
+            (out ? out : x)[at] = v;
+            sum[i & 1] += v * v;
+            if (next.h) {
+                const float *w = norm_weights(next.norm, next.rows, t);
+                next.h[at] = __float2bfloat16(v * (w[column] + next.norm.plus));
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            for (int i = 4; i < 32; i <<= 1)
+                sum[k] += __shfl_xor_sync(0xffffffffu, sum[k], i);
+            if (lane < 4)
+                squares[warp][n * 8 + lane * 2 + k] = sum[k];
+        }
+    }
+    if (!next.h)
+        return;
+    __syncthreads();
+    uint32_t t = t0 + threadIdx.x;
+    if (threadIdx.x < C::TOKENS && t < e.t) {
+        float all = 0;
+        for (int w = 0; w < COMPLETE_THREADS / 32; w++)
+            all += squares[w][threadIdx.x];
+        next.ss[(size_t)t * ((gridDim.x + 3) & ~3u) + blockIdx.x] = all;
+    }
+}
+
+template <int NT>
+int launch_tokens(const cu_expand *e, float *x, float *out, const NextNorm &next,
+                  cudaStream_t stream)
+{
+    dim3 grid((e->n + SMALL_OUT - 1) / SMALL_OUT, (e->t + NT * 8 - 1) / (NT * 8));
+    auto kernel = e->kinds == 0   ? residual_small_kernel<NT, 0>
+                  : e->kinds == 1 ? residual_small_kernel<NT, 1>
+                                  : residual_small_kernel<NT, 2>;
+    return launch_pdl(kernel, grid, dim3(COMPLETE_THREADS), 0, stream, *e, x, out, next);
+}
+
+/* As many tokens a CTA as leave about two CTAs a multiprocessor: all stand beside the GEMM. */
+int launch_small(const cu_expand *e, float *x, float *out, const NextNorm &next,
+                 cudaStream_t stream)
+{
+    return e->t <= 32 ? launch_tokens<1>(e, x, out, next, stream)
+                      : launch_tokens<2>(e, x, out, next, stream);
 }
 
 } // namespace
 
+extern "C" uint32_t cu_ss_parts(uint32_t n)
+{
+    return ((n + SMALL_OUT - 1) / SMALL_OUT + 3) & ~3u;
+}
+
+extern "C" int cu_residual_norm(const struct cu_expand *e, const struct cu_rows *r,
+                                const struct cu_norm *norm, float *x, void *h, float *ss,
+                                cudaStream_t stream)
+{
+    return launch_small(e, x, nullptr, NextNorm{*r, *norm, (bf16 *)h, ss}, stream);
+}
+
 extern "C" int cu_residual(const struct cu_expand *e, float *x, float *out, cudaStream_t stream)
 {
-    if (e->t <= 8)
-        return launch<1>(e, x, out, stream);
     if (e->t <= CU_SMALL_ROWS)
-        return launch<2>(e, x, out, stream);
-    return launch<8>(e, x, out, stream);
+        return launch_small(e, x, out, NextNorm{}, stream);
+    dim3 grid((e->n + TILES * 16 - 1) / (TILES * 16), (e->t + 63) / 64);
+    auto kernel = e->kinds == 0   ? residual_kernel<8, 0>
+                  : e->kinds == 1 ? residual_kernel<8, 1>
+                                  : residual_kernel<8, 2>;
+    return launch_pdl(kernel, grid, dim3(EXPAND_THREADS), 0, stream, *e, x, out);
 }

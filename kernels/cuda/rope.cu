@@ -1,10 +1,12 @@
 /*
  * rope: completes the qkv projection: B v, biases, per-head norms of q and k, rotation (halves, as
  * transformers' rotate_half, of the first rotary_dim), q to its buffer, k and v to the pages.
- * A CTA has one head of 8, 16 or 64 tokens.
+ * A CTA has one head of 8, 16 or 64 tokens. Rows that decode are attention_decode's.
  * Page: [layer][k, v][kv head][token][head_dim] bf16.
  */
+#include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/expand.cuh"
+#include "kernels/cuda/norm.cuh"
 
 using namespace lora;
 
@@ -18,40 +20,15 @@ struct Args {
     const float *trig;
     cu_pages pages;
     bf16 *q;
+    const uint32_t *n_decode_rows;
 };
-
-__device__ const float *norm_weights(const cu_norm &n, const cu_rows &rows, uint32_t t)
-{
-    if (!n.replaced || !rows.segments)
-        return n.w;
-    int owner = rows.owner[t];
-    const float *own =
-        owner < 0 ? nullptr : n.replaced[(size_t)rows.segments[owner].slot * n.stride];
-    return own ? own : n.w;
-}
-
-/* One token's head, by one warp. */
-__device__ void normalise(float *y, const float *w, const cu_norm &n, uint32_t head_dim, int lane)
-{
-    float sum = 0;
-    for (uint32_t i = lane; i < head_dim; i += 32)
-        sum += y[i] * y[i];
-    float r = rsqrtf(warp_sum(sum) / head_dim + n.eps);
-    for (uint32_t i = lane; i < head_dim; i += 32)
-        y[i] *= r * (w[i] + n.plus);
-    __syncwarp();
-}
 
 /* Where row t's key or value of a head goes. */
 __device__ bf16 *kv_row(const Args &a, uint32_t t, uint32_t kv_head, bool key)
 {
     const cu_sequence &s = a.rows.sequences[a.rows.sequence[t]];
-    uint32_t position = a.rows.position[t], tokens = a.pages.page_tokens;
-    uint32_t page = a.pages.table[s.page0 + position / tokens];
-    uint8_t *at = a.pages.pool + (uint64_t)(page / a.pages.pages_per_chunk) * (2u << 20) +
-                  page % a.pages.pages_per_chunk * a.pages.page_bytes;
-    size_t row = ((size_t)(a.heads.layer * 2 + !key) * a.heads.n_kv_heads + kv_head) * tokens;
-    return (bf16 *)at + (row + position % tokens) * a.heads.head_dim;
+    uint64_t at = key_offset(a.pages, a.heads, s, kv_head, a.rows.position[t]);
+    return (bf16 *)(a.pages.pool + at + (key ? 0 : value_distance(a.pages, a.heads)));
 }
 
 template <int NTB, int TILES, int KINDS>
@@ -63,13 +40,21 @@ __global__ void __launch_bounds__(EXPAND_THREADS) rope_kernel(const cu_expand e,
     auto out_of = [=](uint32_t i) { return head * hd + i * 16; };
     __shared__ bf16 *rows_to[NTB * 8];
     bool is_q = head < h.n_heads, is_k = !is_q && head < h.n_heads + h.n_kv_heads;
-    uint32_t n_rows = *a.rows.n_rows;
+    uint32_t n_rows = *a.rows.n_rows, n_decode = a.n_decode_rows ? *a.n_decode_rows : 0;
+    if (t0 + NTB * 8 <= n_decode)
+        return;
     if (threadIdx.x < NTB * 8 && t0 + threadIdx.x < n_rows) // known before the wait
         rows_to[threadIdx.x] =
             is_q ? a.q + ((size_t)(t0 + threadIdx.x) * h.n_heads + head) * hd
                  : kv_row(a, t0 + threadIdx.x, (head - h.n_heads) % h.n_kv_heads, is_k);
     Expander<NTB, TILES, KINDS, decltype(out_of)> x(e, sm, out_of, t0, hd / 16);
     x.run();
+    __shared__ float rms[8];
+    if (NTB == 1 && e.ss) { // a small step
+        load_rms<8>(e, t0, rms);
+        __syncthreads();
+        x.r = rms;
+    }
 #pragma unroll 4
     for (uint32_t i = threadIdx.x; i < NTB * 8 * (hd / 2); i += EXPAND_THREADS) {
         uint32_t t = t0 + i / (hd / 2), o = i % (hd / 2) * 2;
@@ -85,12 +70,12 @@ __global__ void __launch_bounds__(EXPAND_THREADS) rope_kernel(const cu_expand e,
     uint32_t half = h.rotary_dim / 2;
     for (uint32_t i = warp; i < NTB * 8; i += EXPAND_WARPS) {
         uint32_t t = t0 + i;
-        if (t >= n_rows)
+        if (t >= n_rows || t < n_decode)
             continue;
         float *y = sm.y + i * sm.Y_STRIDE;
         const cu_norm &n = is_q ? a.q_norm : a.k_norm;
         if ((is_q || is_k) && n.w)
-            normalise(y, norm_weights(n, a.rows, t), n, hd, lane);
+            normalise_head(y, norm_weights(n, a.rows, t), n, hd, lane);
         const float *trig = a.trig + (size_t)t * h.rotary_dim;
         for (uint32_t j = lane; j < hd; j += 32) {
             float v = y[j];
@@ -122,9 +107,10 @@ template <int NTB> int launch_width(const cu_expand *e, const Args &a, cudaStrea
 extern "C" int cu_rope_write(const struct cu_expand *e, const struct cu_rows *r,
                              const struct cu_heads *h, const struct cu_norm *q_norm,
                              const struct cu_norm *k_norm, const float *trig,
-                             const struct cu_pages *pages, void *q, cudaStream_t stream)
+                             const struct cu_pages *pages, const uint32_t *n_decode_rows, void *q,
+                             cudaStream_t stream)
 {
-    Args a = {*r, *h, *q_norm, *k_norm, trig, *pages, (bf16 *)q};
+    Args a = {*r, *h, *q_norm, *k_norm, trig, *pages, (bf16 *)q, n_decode_rows};
     if (e->t <= CU_SMALL_ROWS)
         return launch_width<1>(e, a, stream);
     if (h->head_dim > 128)

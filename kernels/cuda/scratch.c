@@ -76,6 +76,8 @@ static size_t list_wanted(struct device_model *m, const struct model_config *c,
     WANT(v16, v_rows * V_COLUMNS * 2);
     WANT(trig, 2 * rows * c->rotary_dim * 4);
     WANT(partial, (uint64_t)CUDA_MAX_SPLIT * l->max_sequences * c->n_heads * (c->head_dim + 2) * 4);
+    WANT(arrived, (uint64_t)l->max_sequences * c->n_kv_heads * 4);
+    WANT(ss, (uint64_t)CU_SMALL_ROWS * cu_ss_parts(c->d_model) * 4);
     WANT(inv_freq, 4 * c->rotary_dim / 2 * 4);
     WANT(rope_scales, 4 * 4);
     WANT(workspace, CUDA_WORKSPACE_BYTES);

@@ -43,6 +43,19 @@ inline void cp_async_16_stream(uint32_t dst, const void *src, uint32_t src_bytes
 {
     cp_async_16(dst, src, src_bytes);
 }
+/* Every thread of a block waits equally often, so a wait is a barrier of the block. */
+inline void mbarrier_init(uint32_t, uint32_t) {}
+inline void mbarrier_arrive(uint32_t) {}
+inline void mbarrier_arrive_copies(uint32_t) {}
+inline void mbarrier_wait(uint32_t, uint32_t) { __syncthreads(); }
+inline uint4 load_stream_16(const void *p)
+{
+    if ((uintptr_t)p % 16) {
+        fprintf(stderr, "emulate: a load of 16 bytes from an unaligned address\n");
+        abort();
+    }
+    return *(const uint4 *)p;
+}
 inline void cp_async_commit() {}
 template <int N> inline void cp_async_wait() {}
 

@@ -126,6 +126,7 @@ static inline int __ffs(unsigned v) { return __builtin_ffs((int)v); }
 static inline int __clz(unsigned v) { return v ? __builtin_clz(v) : 32; }
 static inline void __nanosleep(unsigned) {}
 static inline void __threadfence() {}
+static inline void __threadfence_block() {}
 static inline float __uint_as_float(uint32_t v)
 {
     float f;
@@ -172,6 +173,12 @@ template <typename T, typename U> static inline T atomicOr(T *p, U v)
 {
     T old = *p;
     *p = (T)(old | v);
+    return old;
+}
+template <typename T, typename U> static inline T atomicMin(T *p, U v)
+{
+    T old = *p;
+    *p = old < (T)v ? old : (T)v;
     return old;
 }
 template <typename T, typename U> static inline T atomicMax(T *p, U v)
