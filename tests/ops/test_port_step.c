@@ -125,6 +125,33 @@ TEST(prompts_in_chunks_alone_and_in_a_batch_give_the_same_logits)
     for_cases(check_chunks);
 }
 
+/* More rows than the small kernels take, under adapters that only add. */
+static void check_many_rows(struct ops_rig *r)
+{
+    struct request q[N_SEQUENCES];
+    float few[OPS_VOCAB], many[N_SEQUENCES * OPS_VOCAB];
+    for (uint32_t i = 0; i < N_SEQUENCES; i++) {
+        q[i] = (struct request){.n_prompt = 40 + 7 * i, .page0 = i, .slot = (int32_t)i - 1};
+        for (uint32_t j = 0; j < q[i].n_prompt; j++)
+            q[i].ids[j] = (int32_t)((j * 29 + i * 11 + 2) % OPS_VOCAB);
+    }
+    struct step s = empty_step(r, many);
+    struct step_result out;
+    s.kinds = r->adapters[0].bound.kinds | r->adapters[1].bound.kinds;
+    for (uint32_t i = 0; i < N_SEQUENCES; i++)
+        add_rows(r, &s, &q[i], 0, q[i].n_prompt, true);
+    run_step(r, &s, &out);
+    for (uint32_t i = 0; i < N_SEQUENCES; i++) {
+        run_prompt(r, &q[i], 16, few);
+        expect_same(r, "many rows and few", many + i * OPS_VOCAB, few);
+    }
+}
+
+TEST(many_rows_of_additive_adapters_give_the_logits_of_few)
+{
+    for_cases(check_many_rows);
+}
+
 TEST(pages_of_any_size_give_the_same_logits)
 {
     static const uint32_t sizes[] = {1, 2, 8, 16, 32, 64};
