@@ -188,20 +188,6 @@ static int op_gain_bias(struct op_context *c, const struct op_step *v, uint32_t 
     return complete_in_place(s, &e, y, s->run.kinds ? 2 : 0);
 }
 
-static struct cu_heads heads_of(const struct device_model *m, uint32_t layer)
-{
-    const struct model_config *c = m->config;
-    return (struct cu_heads){.n_heads = c->n_heads,
-                             .n_kv_heads = c->n_kv_heads,
-                             .head_dim = c->head_dim,
-                             .rotary_dim = c->rotary_dim,
-                             .layer = layer,
-                             .n_layers = c->n_layers,
-                             .window = c->layers[layer].window,
-                             .scale = (float)c->attention_scale,
-                             .softcap = (float)c->attention_softcap};
-}
-
 /* Norms of heads ride in rope: heads [first, first + n) of qkv as query heads, turned by nothing,
  * keys and values to a page that is thrown away. */
 static int norm_heads(struct op_session *s, uint32_t layer, enum norm norm, uint32_t first,
@@ -211,7 +197,7 @@ static int norm_heads(struct op_session *s, uint32_t layer, enum norm norm, uint
     const struct model_config *c = m->config;
     uint32_t rows = s->run.rows, hd = c->head_dim, width = (c->n_heads + 2 * c->n_kv_heads) * hd;
     size_t part = (size_t)rows * n * hd;
-    struct cu_heads heads = heads_of(m, layer);
+    struct cu_heads heads = cuda_heads(m, layer);
     heads.n_heads = n;
     heads.n_kv_heads = 1;
     heads.rotary_dim = 0;
@@ -257,7 +243,7 @@ static int op_rope(struct op_context *c, const struct op_step *v, uint32_t layer
 {
     struct op_session *s = session_of(c);
     struct device_model *m = s->m;
-    struct cu_heads heads = heads_of(m, layer);
+    struct cu_heads heads = cuda_heads(m, layer);
     uint32_t width = (heads.n_heads + 2 * heads.n_kv_heads) * heads.head_dim;
     const float *trig =
         m->trig + (size_t)m->config->layers[layer].rope_idx * s->run.rows * m->config->rotary_dim;
@@ -271,7 +257,7 @@ static int op_attention(struct op_context *c, const struct op_step *v, uint32_t 
                         const void *qkv, void *out)
 {
     struct op_session *s = session_of(c);
-    struct cu_heads heads = heads_of(s->m, layer);
+    struct cu_heads heads = cuda_heads(s->m, layer);
     (void)v;
     (void)qkv;
     TRY(cuda_op_attention(s->m, &s->run, &heads));

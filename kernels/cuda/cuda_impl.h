@@ -274,8 +274,18 @@ int cuda_step_submit(struct backend *be, struct device_model *m, const struct st
 int cuda_step_result(struct backend *be, struct device_model *m, uint64_t ticket,
                      struct step_result *out, struct err *err);
 
+/* Passes a cudaError_t upward. */
+#define CUDA_TRY(call)                                                                             \
+    do {                                                                                           \
+        int rc_ = (call);                                                                          \
+        if (rc_)                                                                                   \
+            return rc_;                                                                            \
+    } while (0)
+
 /* ---- forward.c: queues (or records) a whole step; 0 or a cudaError_t ---- */
 int cuda_forward(struct device_model *m, const struct cuda_run *run);
+/* The shapes of a layer's attention. */
+struct cu_heads cuda_heads(const struct device_model *m, uint32_t layer);
 
 /* ---- forward_moe.c ---- */
 /* 0…2 for the sites of a mixture of experts, -1 for the others. */

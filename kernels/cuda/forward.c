@@ -11,13 +11,6 @@
  */
 #include "kernels/cuda/cuda_impl.h"
 
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        int rc_ = (call);                                                                          \
-        if (rc_)                                                                                   \
-            return rc_;                                                                            \
-    } while (0)
-
 /* A row space: the step's rows, or its logit rows. */
 struct space {
     struct cu_rows r;
@@ -81,10 +74,11 @@ static int plan(struct device_model *m, const struct cuda_run *run, const struct
     if (!run->kinds)
         return 0;
     if (run->rows <= CU_SMALL_ROWS)
-        TRY(cu_plan_step(m->plan_items[2] + (run->rows > 16 ? m->site_stride : 0), n_layer_sites,
-                         rows->r.segments, rows->r.n_segments, m->compute));
+        CUDA_TRY(cu_plan_step(m->plan_items[2] + (run->rows > 16 ? m->site_stride : 0),
+                              n_layer_sites, rows->r.segments, rows->r.n_segments, m->compute));
     if (run->logits && run->logits <= CU_SMALL_ROWS)
-        TRY(cu_plan_step(m->plan_items[2] + (run->logits > 16 ? m->site_stride : 0) + n_layer_sites,
+        CUDA_TRY(
+            cu_plan_step(m->plan_items[2] + (run->logits > 16 ? m->site_stride : 0) + n_layer_sites,
                          1, head->r.segments, head->r.n_segments, m->compute));
     return 0;
 }
@@ -114,7 +108,7 @@ static int replace_rows(struct device_model *m, const struct space *s, uint32_t 
                                    .row0 = s->host_segments[i].row0,
                                    .n_rows = s->host_segments[i].n_rows,
                                    .y = *e};
-            TRY(cu_replace_rows(&r, m->compute));
+            CUDA_TRY(cu_replace_rows(&r, m->compute));
         }
     }
     return 0;
@@ -162,7 +156,7 @@ static int linear(struct device_model *m, const struct cuda_run *run, const stru
                                    site == SITE_HEAD ? run->step->n_logit_rows : run->step->n_rows,
                                .n_rows = s->r.n_rows,
                                .wide = site == SITE_HEAD ? head_y : NULL};
-        TRY(cuda_linear_fixed(m, &f, e));
+        CUDA_TRY(cuda_linear_fixed(m, &f, e));
     } else if (t <= CU_SMALL_ROWS) {
         int set = plan_set(run, t);
         uint32_t block_k;
@@ -173,9 +167,10 @@ static int linear(struct device_model *m, const struct cuda_run *run, const stru
         e->v_width = g.s_width = m->v_width_small;
         g.plan = m->plans[set] + idx;
         g.n_ctas = (uint32_t)m->be->n_sms;
-        TRY(cu_gemm_small(&g, m->compute));
+        CUDA_TRY(cu_gemm_small(&g, m->compute));
     } else {
-        TRY(cuda_linear_large(m, run, s->shrink, site, &g, site == SITE_HEAD ? head_y : NULL, e));
+        CUDA_TRY(
+            cuda_linear_large(m, run, s->shrink, site, &g, site == SITE_HEAD ? head_y : NULL, e));
     }
     return run->replaces ? replace_rows(m, s, layer, site, x, k, e) : 0;
 }
@@ -226,9 +221,10 @@ static int attention(struct device_model *m, const struct cuda_run *run, const s
 {
     const struct cuda_counts *counts = meta_at(run, run->at.counts);
     if (m->be->deterministic)
-        return cuda_attention_fixed(m, run, &a, &s->r);
+        return cuda_attention_fixed(m, run, a, &s->r);
     if (run->n_decode)
-        TRY(cu_attention_decode(a, qkv, &s->r, &counts->n_decode_rows, run->n_decode, m->compute));
+        CUDA_TRY(
+            cu_attention_decode(a, qkv, &s->r, &counts->n_decode_rows, run->n_decode, m->compute));
     if (m->query_rows == CU_HOPPER_ROWS)
         return cu_attention_hopper(a, &s->r, run->blocks.segment, run->blocks.row, run->blocks.n,
                                    m->compute);
@@ -252,12 +248,10 @@ static int rope(struct device_model *m, const struct cuda_run *run, const struct
                          run->n_decode ? &counts->n_decode_rows : NULL, m->q, m->compute);
 }
 
-/* From the qkv projection to what the o projection takes. */
-static int attend(struct device_model *m, const struct cuda_run *run, const struct space *s,
-                  uint32_t layer, const struct cu_expand *qkv)
+struct cu_heads cuda_heads(const struct device_model *m, uint32_t layer)
 {
     const struct model_config *c = m->config;
-    struct cu_heads heads = {.n_heads = c->n_heads,
+    return (struct cu_heads){.n_heads = c->n_heads,
                              .n_kv_heads = c->n_kv_heads,
                              .head_dim = c->head_dim,
                              .rotary_dim = c->rotary_dim,
@@ -266,13 +260,21 @@ static int attend(struct device_model *m, const struct cuda_run *run, const stru
                              .window = c->layers[layer].window,
                              .scale = (float)c->attention_scale,
                              .softcap = (float)c->attention_softcap};
+}
+
+/* From the qkv projection to what the o projection takes. */
+static int attend(struct device_model *m, const struct cuda_run *run, const struct space *s,
+                  uint32_t layer, const struct cu_expand *qkv)
+{
+    const struct model_config *c = m->config;
+    struct cu_heads heads = cuda_heads(m, layer);
     struct cu_attention a = attention_of(m, run, &heads);
     if (c->qk_norm) {
         a.q_norm = norm_of(m, run, layer, NORM_Q);
         a.k_norm = norm_of(m, run, layer, NORM_K);
     }
     a.trig = m->trig + (size_t)c->layers[layer].rope_idx * run->rows * c->rotary_dim;
-    TRY(rope(m, run, s, &a, qkv));
+    CUDA_TRY(rope(m, run, s, &a, qkv));
     return attention(m, run, s, &a, qkv);
 }
 
@@ -304,7 +306,7 @@ static int end_residual(struct device_model *m, const struct cuda_run *run, cons
     bool has_post = m->config->post_norms;
     if (cuda_complete(m, run, e) && !has_post && d <= 8192)
         return cu_residual_norm_large(e, m->x, next, m->h, m->compute);
-    TRY(cu_residual(e, m->x, has_post ? m->post : NULL, m->compute));
+    CUDA_TRY(cu_residual(e, m->x, has_post ? m->post : NULL, m->compute));
     if (!has_post && !next)
         return 0;
     return cu_norm_rows(&s->r, s->r.t, NULL, m->x, has_post ? m->post : NULL, d,
@@ -320,24 +322,24 @@ static int layer_forward(struct device_model *m, const struct cuda_run *run, con
     if (!last)
         next = norm_of(m, run, layer + 1, NORM_ATTN);
     struct cu_expand e;
-    TRY(linear(m, run, s, layer, SITE_QKV, m->h, &e));
+    CUDA_TRY(linear(m, run, s, layer, SITE_QKV, m->h, &e));
     if (fold && layer > 0)
         unnormed(m, &e);
-    TRY(attend(m, run, s, layer, &e));
-    TRY(linear(m, run, s, layer, SITE_O, m->attn, &e));
-    TRY(end_residual(m, run, s, &e, layer, NORM_ATTN_POST, &mlp, fold && !moe));
+    CUDA_TRY(attend(m, run, s, layer, &e));
+    CUDA_TRY(linear(m, run, s, layer, SITE_O, m->attn, &e));
+    CUDA_TRY(end_residual(m, run, s, &e, layer, NORM_ATTN_POST, &mlp, fold && !moe));
     if (moe) {
-        TRY(cuda_moe_forward(m, run, &s->r, s->columns, layer, &e));
+        CUDA_TRY(cuda_moe_forward(m, run, &s->r, s->columns, layer, &e));
     } else {
         int gelu = c->activation == ACTIVATION_GELU_TANH;
-        TRY(linear(m, run, s, layer, SITE_GATE_UP, m->h, &e));
+        CUDA_TRY(linear(m, run, s, layer, SITE_GATE_UP, m->h, &e));
         if (fold)
             unnormed(m, &e);
         if (cuda_complete(m, run, &e) && e.y16 != m->act && c->d_ff % 8 == 0)
-            TRY(cu_activation_large(&e, c->d_ff, gelu, m->act, m->compute));
+            CUDA_TRY(cu_activation_large(&e, c->d_ff, gelu, m->act, m->compute));
         else if (e.y16 != m->act) // else the product has done it
-            TRY(cu_activation(&e, c->d_ff, gelu, m->act, m->compute));
-        TRY(linear(m, run, s, layer, SITE_DOWN, m->act, &e));
+            CUDA_TRY(cu_activation(&e, c->d_ff, gelu, m->act, m->compute));
+        CUDA_TRY(linear(m, run, s, layer, SITE_DOWN, m->act, &e));
     }
     return end_residual(m, run, s, &e, layer, NORM_MLP_POST, last ? NULL : &next, fold);
 }
@@ -364,7 +366,7 @@ static int sample(struct device_model *m, const struct cuda_run *run, const stru
         .logprobs = (float *)(void *)(r + 8ull * n),
         .top_ids = (int32_t *)(void *)(r + 12ull * n),
         .top_logprobs = (float *)(void *)(r + (12ull + 4 * BACKEND_MAX_TOP) * n)};
-    TRY(cu_sample_rows(&s, m->compute));
+    CUDA_TRY(cu_sample_rows(&s, m->compute));
     return cudaMemcpyAsync(m->prev_ids, s.ids, 4ull * n, cudaMemcpyDeviceToDevice, m->compute);
 }
 
@@ -388,7 +390,7 @@ static int added_logits(struct device_model *m, const struct cuda_run *run,
                                    .row0 = s->row0,
                                    .n_rows = s->n_rows,
                                    .y = {.t = run->logits, .n = run->stride, .y = m->logits}};
-            TRY(cu_replace_rows(&r, m->compute));
+            CUDA_TRY(cu_replace_rows(&r, m->compute));
         }
     }
     return 0;
@@ -399,12 +401,12 @@ static int head_forward(struct device_model *m, const struct cuda_run *run,
 {
     struct cu_norm final = norm_of(m, run, 0, NORM_FINAL);
     struct cu_expand e;
-    TRY(cu_norm_rows(&head->r, run->logits, meta_at(run, run->at.logit_rows), m->x, NULL,
-                     m->config->d_model, NULL, &final, m->head_h, m->compute));
-    TRY(linear(m, run, head, 0, SITE_HEAD, m->head_h, &e));
-    TRY(cu_logits(&e, m->logits, run->stride, m->compute));
+    CUDA_TRY(cu_norm_rows(&head->r, run->logits, meta_at(run, run->at.logit_rows), m->x, NULL,
+                          m->config->d_model, NULL, &final, m->head_h, m->compute));
+    CUDA_TRY(linear(m, run, head, 0, SITE_HEAD, m->head_h, &e));
+    CUDA_TRY(cu_logits(&e, m->logits, run->stride, m->compute));
     if (run->stride > m->config->vocab_size)
-        TRY(added_logits(m, run, head));
+        CUDA_TRY(added_logits(m, run, head));
     return sample(m, run, head);
 }
 
@@ -413,15 +415,16 @@ int cuda_forward(struct device_model *m, const struct cuda_run *run)
     const struct model_config *c = m->config;
     struct space rows = rows_space(m, run), head = head_space(m, run);
     struct cu_norm first = norm_of(m, run, 0, NORM_ATTN);
-    TRY(plan(m, run, &rows, &head));
-    TRY(cu_begin(&rows.r, meta_at(run, run->at.tokens), m->tokens, m->prev_ids, m->n_ropes,
-                 m->n_regimes, c->rotary_dim, m->inv_freq, m->rope_scales, m->trig, m->compute));
-    TRY(cu_embed(&rows.r, m->embed.data, c->vocab_size, c->d_model, (float)c->embed_scale,
-                 m->embeds, run->kinds, m->x, m->compute));
-    TRY(cu_norm_rows(&rows.r, run->rows, NULL, m->x, NULL, c->d_model, NULL, &first, m->h,
-                     m->compute));
+    CUDA_TRY(plan(m, run, &rows, &head));
+    CUDA_TRY(cu_begin(&rows.r, meta_at(run, run->at.tokens), m->tokens, m->prev_ids, m->n_ropes,
+                      m->n_regimes, c->rotary_dim, m->inv_freq, m->rope_scales, m->trig,
+                      m->compute));
+    CUDA_TRY(cu_embed(&rows.r, m->embed.data, c->vocab_size, c->d_model, (float)c->embed_scale,
+                      m->embeds, run->kinds, m->x, m->compute));
+    CUDA_TRY(cu_norm_rows(&rows.r, run->rows, NULL, m->x, NULL, c->d_model, NULL, &first, m->h,
+                          m->compute));
     for (uint32_t layer = 0; layer < c->n_layers; layer++)
-        TRY(layer_forward(m, run, &rows, layer));
+        CUDA_TRY(layer_forward(m, run, &rows, layer));
     return run->logits ? head_forward(m, run, &head) : 0;
 }
 
@@ -435,7 +438,7 @@ static struct space space_of(const struct device_model *m, const struct cuda_run
 int cuda_op_begin(struct device_model *m, const struct cuda_run *run)
 {
     struct space rows = rows_space(m, run), head = head_space(m, run);
-    TRY(plan(m, run, &rows, &head));
+    CUDA_TRY(plan(m, run, &rows, &head));
     return cu_begin(&rows.r, meta_at(run, run->at.tokens), m->tokens, m->prev_ids, m->n_ropes,
                     m->n_regimes, m->config->rotary_dim, m->inv_freq, m->rope_scales, m->trig,
                     m->compute);

@@ -7,13 +7,6 @@
 
 #include "kernels/cuda/cuda_impl.h"
 
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        int rc_ = (call);                                                                          \
-        if (rc_)                                                                                   \
-            return rc_;                                                                            \
-    } while (0)
-
 enum { V_COLUMNS = 256, SMALL_TILE = 8 };
 
 int cuda_moe_site(enum site site)
@@ -137,7 +130,7 @@ static int replace_router(struct device_model *m, const struct cuda_run *run, ui
                                    .row0 = s->row0,
                                    .n_rows = s->n_rows,
                                    .y = {.t = run->rows, .n = c->n_experts, .y = m->moe.router}};
-            TRY(cu_replace_rows(&r, m->compute));
+            CUDA_TRY(cu_replace_rows(&r, m->compute));
         }
     }
     return 0;
@@ -172,7 +165,7 @@ static int route(struct device_model *m, const struct cuda_run *run, const struc
 
 static int product(const struct cu_grouped *g, enum cu_store store, void *y, cudaStream_t stream)
 {
-    TRY(cu_grouped_shrink(g, stream));
+    CUDA_TRY(cu_grouped_shrink(g, stream));
     return cu_grouped_gemm(g, store, y, stream);
 }
 
@@ -198,11 +191,11 @@ int cuda_moe_forward(struct device_model *m, const struct cuda_run *run, const s
                            .site_stride = e->stride,
                            .v = e->v,
                            .v_width = t <= CU_SMALL_ROWS ? LIMIT_RANK : run->v_width};
-    TRY(product(&g, CU_STORE_F32, e->router, m->compute));
+    CUDA_TRY(product(&g, CU_STORE_F32, e->router, m->compute));
     if (run->replaces)
-        TRY(replace_router(m, run, layer));
+        CUDA_TRY(replace_router(m, run, layer));
     uint32_t tile = tile_for(c, t);
-    TRY(route(m, run, r, &g, tile));
+    CUDA_TRY(route(m, run, r, &g, tile));
     g.tile = tile;
     g.tiles = e->tiles;
     g.n_tiles = e->n_tiles;
@@ -211,14 +204,14 @@ int cuda_moe_forward(struct device_model *m, const struct cuda_run *run, const s
     g.w = l->experts[0].data;
     g.n = 2 * c->d_expert;
     g.sites++;
-    TRY(product(&g, gelu ? CU_STORE_GELU : CU_STORE_SILU, e->act, m->compute));
+    CUDA_TRY(product(&g, gelu ? CU_STORE_GELU : CU_STORE_SILU, e->act, m->compute));
     g.w = l->experts[1].data;
     g.x = e->act;
     g.x_row = NULL;
     g.n = c->d_model;
     g.k = c->d_expert;
     g.sites++;
-    TRY(product(&g, CU_STORE_BF16, e->y, m->compute));
+    CUDA_TRY(product(&g, CU_STORE_BF16, e->y, m->compute));
     *out = (struct cu_expand){.t = t, .n = c->d_model, .y = e->out};
     return cu_moe_combine(e->y, e->place, e->weight, r->n_rows, t, c->n_experts_used, c->d_model,
                           e->out, m->compute);
