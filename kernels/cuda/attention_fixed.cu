@@ -12,7 +12,7 @@
  * A CTA has one key/value head and 64 rows of its queries: 64 / group tokens by all heads of the
  * group, 4 warps of 16 rows (mma.m16n8k16); warps without rows only help to load.
  */
-#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/attention_tile.cuh"
 #include "kernels/cuda/launch_moe.h"
 
 using namespace lora;
@@ -36,27 +36,22 @@ __device__ __forceinline__ float add_scaled(float a, float fa, float b, float fb
     return __fadd_rn(__fmul_rn(a, fa), __fmul_rn(b, fb));
 }
 
-template <int HD> struct Block {
+template <int HD> struct Block : QueryTile<HD> {
     static constexpr uint32_t STAGES = stages<HD>;
-    const cu_attention &a;
+    using Tile = QueryTile<HD>; // o, max and sum are those of a part
+    using Tile::a, Tile::hd, Tile::warp, Tile::lane, Tile::q, Tile::o, Tile::max, Tile::sum;
     cu_sequence s;
-    uint32_t kv_head, group, hd, row0, n_tokens, position0;
+    uint32_t kv_head, group, row0, n_tokens, position0;
     uint32_t ring;
     uint64_t (*offsets)[KEYS];
-    int warp, lane;
     bool idle; // no rows in this warp
-    uint32_t q[HD / 16][4];
-    float o[HD / 8][4], all_o[HD / 8][4];
-    float max[2], sum[2], all_max[2], all_sum[2];
+    float all_o[HD / 8][4];
+    float all_max[2], all_sum[2];
 
     __device__ Block(const cu_attention &a_, uint32_t ring_, uint64_t (*offsets_)[KEYS])
-        : a(a_), ring(ring_), offsets(offsets_)
+        : Tile(a_), ring(ring_), offsets(offsets_)
     {
-        warp = threadIdx.x / 32;
-        lane = threadIdx.x % 32;
-        hd = a.heads.head_dim;
         group = a.heads.n_heads / a.heads.n_kv_heads;
-        begin_part();
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             all_max[h] = -INFINITY;
@@ -65,15 +60,6 @@ template <int HD> struct Block {
 #pragma unroll
         for (int d = 0; d < HD / 8; d++)
             all_o[d][0] = all_o[d][1] = all_o[d][2] = all_o[d][3] = 0;
-    }
-
-    __device__ void begin_part()
-    {
-        max[0] = max[1] = -INFINITY;
-        sum[0] = sum[1] = 0;
-#pragma unroll
-        for (int d = 0; d < HD / 8; d++)
-            o[d][0] = o[d][1] = o[d][2] = o[d][3] = 0;
     }
 
     /* Row h of this lane: its token in the block and its head. */
@@ -130,87 +116,6 @@ template <int HD> struct Block {
         }
     }
 
-    __device__ void scores(uint32_t base, float p[KEYS / 8][4]) const
-    {
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++)
-            p[n][0] = p[n][1] = p[n][2] = p[n][3] = 0;
-#pragma unroll
-        for (int d = 0; d < HD / 16; d++) {
-            if (d * 16 >= (int)hd)
-                break;
-#pragma unroll
-            for (int n = 0; n < KEYS / 16; n++) {
-                uint32_t k[4];
-                ldmatrix_x4(k, tile_address<HD>(base, n * 16 + (lane >> 4) * 8 + (lane & 7),
-                                                d * 2 + ((lane >> 3) & 1)));
-                mma_16816(p[2 * n], q[d], k);
-                mma_16816(p[2 * n + 1], q[d], k + 2);
-            }
-        }
-    }
-
-    __device__ void soften(uint32_t tile, float p[KEYS / 8][4])
-    {
-        const float log2e = 1.4426950408889634f;
-        uint32_t at[2] = {position0 + row_of(0) / group, position0 + row_of(1) / group};
-        float top[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                uint32_t key = tile * KEYS + n * 8 + lane % 4 * 2 + (i & 1), mine = at[i >> 1];
-                float v = soft_cap(p[n][i] * a.heads.scale, a.heads.softcap) * log2e;
-                bool seen = key <= mine && (!a.heads.window || key + a.heads.window > mine);
-                p[n][i] = seen ? v : -INFINITY;
-                top[i >> 1] = fmaxf(top[i >> 1], p[n][i]);
-            }
-        }
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
-            top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 2));
-            top[h] = fmaxf(top[h], max[h]);
-            float safe = top[h] == -INFINITY ? 0.f : top[h], scale = exp2f(max[h] - safe);
-            max[h] = top[h];
-            sum[h] *= scale;
-#pragma unroll
-            for (int d = 0; d < HD / 8; d++) {
-                o[d][2 * h] *= scale;
-                o[d][2 * h + 1] *= scale;
-            }
-#pragma unroll
-            for (int n = 0; n < KEYS / 8; n++) {
-#pragma unroll
-                for (int i = 2 * h; i < 2 * h + 2; i++) {
-                    p[n][i] = exp2f(p[n][i] - safe);
-                    sum[h] += p[n][i];
-                }
-            }
-        }
-    }
-
-    __device__ void add_values(uint32_t base, float p[KEYS / 8][4])
-    {
-#pragma unroll
-        for (int k = 0; k < KEYS / 16; k++) {
-            uint32_t w[4] = {pack_bf16(p[2 * k][0], p[2 * k][1]),
-                             pack_bf16(p[2 * k][2], p[2 * k][3]),
-                             pack_bf16(p[2 * k + 1][0], p[2 * k + 1][1]),
-                             pack_bf16(p[2 * k + 1][2], p[2 * k + 1][3])};
-#pragma unroll
-            for (int d = 0; d < HD / 16; d++) {
-                if (d * 16 >= (int)hd)
-                    break;
-                uint32_t v[4];
-                ldmatrix_x4_trans(
-                    v, tile_address<HD>(base, k * 16 + (lane & 15), d * 2 + (lane >> 4)));
-                mma_16816(o[2 * d], w, v);
-                mma_16816(o[2 * d + 1], w, v + 2);
-            }
-        }
-    }
-
     /* The part's sums go to those of the parts before. */
     __device__ void end_part()
     {
@@ -231,7 +136,7 @@ template <int HD> struct Block {
                     all_o[d][i] = add_scaled(all_o[d][i], before, o[d][i], now);
             }
         }
-        begin_part();
+        this->clear();
     }
 
     /* Tiles [begin, last); end: keys of the block. */
@@ -255,9 +160,10 @@ template <int HD> struct Block {
             if (idle)
                 continue;
             float p[KEYS / 8][4];
-            scores(stage(i), p);
-            soften(tile, p);
-            add_values(stage(i) + KEYS * HD * 2, p);
+            const uint32_t at[2] = {position0 + row_of(0) / group, position0 + row_of(1) / group};
+            this->scores(stage(i), p);
+            this->soften(tile, at, p);
+            this->add_values(stage(i) + KEYS * HD * 2, p);
             if (tile % PART == PART - 1 || tile + 1 == last)
                 end_part();
         }

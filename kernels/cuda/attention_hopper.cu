@@ -306,19 +306,6 @@ template <int HD> struct Flash {
         store(o, sum);
     }
 
-    /* As in gemm_prefill: four threads exchange, so that each has 8 neighbouring columns. */
-    __device__ uint4 exchange(const uint32_t w[4]) const
-    {
-        bool odd = lane & 1, high = lane & 2;
-        uint32_t r0 = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1);
-        uint32_t r1 = __shfl_xor_sync(0xffffffffu, odd ? w[2] : w[3], 1);
-        uint32_t x0 = odd ? r0 : w[0], x1 = odd ? w[1] : r0;
-        uint32_t y0 = odd ? r1 : w[2], y1 = odd ? w[3] : r1;
-        uint32_t s0 = __shfl_xor_sync(0xffffffffu, high ? x0 : y0, 2);
-        uint32_t s1 = __shfl_xor_sync(0xffffffffu, high ? x1 : y1, 2);
-        return high ? make_uint4(s0, s1, y0, y1) : make_uint4(x0, x1, s0, s1);
-    }
-
     __device__ void store(const float (&o)[HD / 2], float (&sum)[2]) const
     {
 #pragma unroll
@@ -336,7 +323,7 @@ template <int HD> struct Flash {
                     int at = (j + i) * 4 + h * 2;
                     w[i] = pack_bf16(o[at] * scale, o[at + 1] * scale);
                 }
-                uint4 v = exchange(w);
+                uint4 v = exchange_columns(lane, w);
                 if (r < n_rows)
                     *(uint4 *)(to + (j + lane % 4) * 8) = v;
             }

@@ -5,7 +5,7 @@
  * A CTA has 64 query rows of one head, 4 warps of 16 rows; keys and values come from the pages in
  * tiles of 64 through two stages (flash attention with a running maximum, mma.m16n8k16).
  */
-#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/attention_tile.cuh"
 
 using namespace lora;
 
@@ -16,28 +16,17 @@ constexpr int THREADS = 128, KEYS = 64, STAGES = 2;
 
 template <int HD> constexpr int stage_bytes = 2 * KEYS *HD * 2;
 
-template <int HD> struct Block {
-    const cu_attention &a;
+template <int HD> struct Block : QueryTile<HD> {
+    using Tile = QueryTile<HD>;
+    using Tile::a, Tile::hd, Tile::warp, Tile::lane, Tile::q, Tile::o, Tile::sum;
     cu_sequence s;
-    uint32_t head, kv_head, hd, row0, n_rows, position0;
+    uint32_t head, kv_head, row0, n_rows, position0;
     uint32_t ring;
     uint64_t (*offsets)[KEYS]; // of the rows of two tiles, in shared memory
-    int warp, lane;
-    uint32_t q[HD / 16][4];
-    float o[HD / 8][4];
-    float max[2], sum[2];
 
     __device__ Block(const cu_attention &a_, uint32_t ring_, uint64_t (*offsets_)[KEYS])
-        : a(a_), ring(ring_), offsets(offsets_)
+        : Tile(a_), ring(ring_), offsets(offsets_)
     {
-        warp = threadIdx.x / 32;
-        lane = threadIdx.x % 32;
-        hd = a.heads.head_dim;
-        max[0] = max[1] = -INFINITY;
-        sum[0] = sum[1] = 0;
-#pragma unroll
-        for (int d = 0; d < HD / 8; d++)
-            o[d][0] = o[d][1] = o[d][2] = o[d][3] = 0;
     }
 
     __device__ uint32_t stage(uint32_t i) const
@@ -80,95 +69,14 @@ template <int HD> struct Block {
         }
     }
 
-    __device__ void scores(uint32_t base, float p[KEYS / 8][4]) const
-    {
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++)
-            p[n][0] = p[n][1] = p[n][2] = p[n][3] = 0;
-#pragma unroll
-        for (int d = 0; d < HD / 16; d++) {
-            if (d * 16 >= (int)hd)
-                break;
-#pragma unroll
-            for (int n = 0; n < KEYS / 16; n++) {
-                uint32_t k[4];
-                ldmatrix_x4(k, tile_address<HD>(base, n * 16 + (lane >> 4) * 8 + (lane & 7),
-                                                d * 2 + ((lane >> 3) & 1)));
-                mma_16816(p[2 * n], q[d], k);
-                mma_16816(p[2 * n + 1], q[d], k + 2);
-            }
-        }
-    }
-
-    __device__ void soften(uint32_t tile, float p[KEYS / 8][4])
-    {
-        const float log2e = 1.4426950408889634f;
-        uint32_t position = position0 + warp * 16 + lane / 4;
-        float top[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                uint32_t key = tile * KEYS + n * 8 + lane % 4 * 2 + (i & 1),
-                         at = position + (i >> 1) * 8;
-                float v = soft_cap(p[n][i] * a.heads.scale, a.heads.softcap) * log2e;
-                bool seen = key <= at && (!a.heads.window || key + a.heads.window > at);
-                p[n][i] = seen ? v : -INFINITY;
-                top[i >> 1] = fmaxf(top[i >> 1], p[n][i]);
-            }
-        }
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
-            top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 2));
-            top[h] = fmaxf(top[h], max[h]);
-            float safe = top[h] == -INFINITY ? 0.f : top[h], scale = exp2f(max[h] - safe);
-            max[h] = top[h];
-            sum[h] *= scale;
-#pragma unroll
-            for (int d = 0; d < HD / 8; d++) {
-                o[d][2 * h] *= scale;
-                o[d][2 * h + 1] *= scale;
-            }
-#pragma unroll
-            for (int n = 0; n < KEYS / 8; n++) {
-#pragma unroll
-                for (int i = 2 * h; i < 2 * h + 2; i++) {
-                    p[n][i] = exp2f(p[n][i] - safe);
-                    sum[h] += p[n][i];
-                }
-            }
-        }
-    }
-
-    __device__ void add_values(uint32_t base, float p[KEYS / 8][4])
-    {
-#pragma unroll
-        for (int k = 0; k < KEYS / 16; k++) {
-            uint32_t w[4] = {pack_bf16(p[2 * k][0], p[2 * k][1]),
-                             pack_bf16(p[2 * k][2], p[2 * k][3]),
-                             pack_bf16(p[2 * k + 1][0], p[2 * k + 1][1]),
-                             pack_bf16(p[2 * k + 1][2], p[2 * k + 1][3])};
-#pragma unroll
-            for (int d = 0; d < HD / 16; d++) {
-                if (d * 16 >= (int)hd)
-                    break;
-                uint32_t v[4];
-                ldmatrix_x4_trans(
-                    v, tile_address<HD>(base, k * 16 + (lane & 15), d * 2 + (lane >> 4)));
-                mma_16816(o[2 * d], w, v);
-                mma_16816(o[2 * d + 1], w, v + 2);
-            }
-        }
-    }
-
     __device__ void run()
     {
         uint32_t end = position0 + n_rows; // keys
         uint32_t begin = a.heads.window && position0 + 1 > a.heads.window
                              ? (position0 + 1 - a.heads.window) / KEYS
                              : 0;
-        uint32_t n = (end + KEYS - 1) / KEYS;
+        uint32_t n = (end + KEYS - 1) / KEYS, first = position0 + warp * 16 + lane / 4;
+        const uint32_t at[2] = {first, first + 8};
         find(0, begin, end);
         find(1, begin + 1, end);
         __syncthreads();
@@ -182,9 +90,9 @@ template <int HD> struct Block {
             __syncthreads();
             find(i, tile + 2, end);
             float p[KEYS / 8][4];
-            scores(stage(i), p);
-            soften(tile, p);
-            add_values(stage(i) + KEYS * HD * 2, p);
+            this->scores(stage(i), p);
+            this->soften(tile, at, p);
+            this->add_values(stage(i) + KEYS * HD * 2, p);
             __syncthreads();
         }
     }

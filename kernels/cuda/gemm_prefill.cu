@@ -345,20 +345,6 @@ template <int BN, int CLUSTER, bool GLU, bool LORA> struct Product {
 
     // ---- output
 
-    /* A thread has columns 8 j + 2 (lane % 4) of two rows; four threads exchange theirs, so that
-     * each has 8 columns of j + lane % 4. */
-    __device__ uint4 exchange(const uint32_t w[4]) const
-    {
-        bool odd = lane & 1, high = lane & 2;
-        uint32_t r0 = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1);
-        uint32_t r1 = __shfl_xor_sync(0xffffffffu, odd ? w[2] : w[3], 1);
-        uint32_t x0 = odd ? r0 : w[0], x1 = odd ? w[1] : r0;
-        uint32_t y0 = odd ? r1 : w[2], y1 = odd ? w[3] : r1;
-        uint32_t s0 = __shfl_xor_sync(0xffffffffu, high ? x0 : y0, 2);
-        uint32_t s1 = __shfl_xor_sync(0xffffffffu, high ? x1 : y1, 2);
-        return high ? make_uint4(s0, s1, y0, y1) : make_uint4(x0, x1, s0, s1);
-    }
-
     /* Both are gate sigmoid(.) up: of gate, or of 1.6 (gate + 0.045 gate^3), which is the tanh
      * form. */
     __device__ float combine(float gate, float up) const
@@ -390,7 +376,7 @@ template <int BN, int CLUSTER, bool GLU, bool LORA> struct Product {
 #pragma unroll
                 for (int i = 0; i < 4; i++)
                     w[i] = pair(acc, (j + i) * 4 + h * 2);
-                uint4 v = exchange(w);
+                uint4 v = exchange_columns(lane, w);
                 if (t < a.g.t && column < width)
                     *(uint4 *)(to + column) = v;
             }
