@@ -211,16 +211,25 @@ int merge_work_publish(struct merge_work *w, bool force, struct err *err)
     int rc = file_sync_folder(w->folder, err);
     if (rc)
         return rc;
-    if (force && file_exists(w->output)) {
+    bool moved = force && file_exists(w->output);
+    if (moved) {
         rc = file_remove_tree(old, err);
         if (!rc && sys_rename(w->output, old) != 0)
             rc = err_set_errno(err, errno, "%s: cannot move away", w->output);
         if (rc)
             return rc;
     }
-    if (sys_rename_noreplace(w->folder, w->output) != 0)
-        return err_set_errno(err, errno, "%s: cannot rename to it", w->output);
-    return file_sync_folder(w->parent, err);
+    if (sys_rename_noreplace(w->folder, w->output) != 0) {
+        rc = err_set_errno(err, errno, "%s: cannot rename to it", w->output);
+    } else {
+        rc = file_sync_folder(w->parent, err);
+        if (!rc)
+            return 0;
+        sys_rename(w->output, w->folder); // an error leaves no output, and --resume its work
+    }
+    if (moved)
+        sys_rename(old, w->output);
+    return rc;
 }
 
 void merge_work_close(struct merge_work *w, bool keep)
