@@ -9,6 +9,7 @@
 #include "cmd/progress.h"
 #include "cmd/signing.h"
 #include "cmd/table.h"
+#include "cmd/transfer_rows.h"
 #include "libcore/adapter/adapter.h"
 #include "libcore/base/file.h"
 #include "libcore/base/sys.h"
@@ -426,11 +427,7 @@ static const struct option options[] = {
      .type = OPTION_FLAG,
      .value = &deep,
      .help = "Record the digests of a base that is referred to; it is verified with them then."},
-    {.long_name = "ignore-field",
-     .type = OPTION_LIST,
-     .value = &ignore_fields,
-     .value_name = "FIELD",
-     .help = "Pass over this field of adapter_config.json; recorded. May be repeated."},
+    IGNORE_FIELD_ROW(ignore_fields),
     SIGNING_REQUIRED_ROW,
     CMD_LOCK_TIMEOUT_ROW,
     {0},

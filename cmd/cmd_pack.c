@@ -8,6 +8,7 @@
 #include "cmd/pack_overlay.h"
 #include "cmd/progress.h"
 #include "cmd/table.h"
+#include "cmd/transfer_rows.h"
 #include "libcore/base/file.h"
 #include "store/oci.h"
 
@@ -219,12 +220,7 @@ static const struct option options[] = {
      .value_name = "FORMAT",
      .choices = "tar.zst,tar,tar.gz,zip,oci",
      .help = "oci: an OCI image layout, as a folder or (FILE.tar) a tar."},
-    {.long_name = "oci-compat",
-     .type = OPTION_STRING,
-     .value = &oci_compat,
-     .value_name = "FORM",
-     .choices = "model,image,empty",
-     .help = "For registries that know no ModelPack: an image's config, or the empty one."},
+    OCI_COMPAT_ROW(oci_compat),
     {.long_name = "overlay-of",
      .type = OPTION_STRING,
      .value = &overlay_of,

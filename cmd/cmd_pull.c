@@ -8,6 +8,7 @@
 #include "cmd/progress.h"
 #include "cmd/table.h"
 #include "cmd/signing.h"
+#include "cmd/transfer_rows.h"
 #include "store/registry.h"
 
 static int64_t retry_delay_ms = 500;
@@ -175,27 +176,14 @@ static const struct option options[] = {
      .value = &base_ref,
      .value_name = "REF",
      .help = "The base of the adapters: they are checked against it, its fingerprint is recorded."},
-    {.long_name = "plain-http",
-     .type = OPTION_FLAG,
-     .value = &plain_http,
-     .help = "No TLS; for a registry on this machine alone."},
-    {.long_name = "retry-delay",
-     .type = OPTION_INT,
-     .value = &retry_delay_ms,
-     .value_name = "MS",
-     .min = 1,
-     .max = 60000,
-     .help = "Wait before the second of five tries, doubled before each further one (500)."},
+    PLAIN_HTTP_ROW(plain_http),
+    RETRY_DELAY_ROW(retry_delay_ms),
     {.long_name = "dry-run",
      .short_name = 'n',
      .type = OPTION_FLAG,
      .value = &dry_run,
      .help = "Fetch and check everything and say what would be done; keep nothing."},
-    {.long_name = "ignore-field",
-     .type = OPTION_LIST,
-     .value = &ignore_fields,
-     .value_name = "FIELD",
-     .help = "Pass over this field of adapter_config.json; recorded. May be repeated."},
+    IGNORE_FIELD_ROW(ignore_fields),
     SIGNING_REQUIRED_ROW,
     CMD_LOCK_TIMEOUT_ROW,
     {0},

@@ -7,6 +7,7 @@
 #include "cmd/model_ref.h"
 #include "cmd/progress.h"
 #include "cmd/table.h"
+#include "cmd/transfer_rows.h"
 #include "store/registry.h"
 
 static int64_t retry_delay_ms = 500;
@@ -104,23 +105,9 @@ static int run(struct cmd_context *ctx, struct err *err)
 }
 
 static const struct option options[] = {
-    {.long_name = "plain-http",
-     .type = OPTION_FLAG,
-     .value = &plain_http,
-     .help = "No TLS; for a registry on this machine alone."},
-    {.long_name = "retry-delay",
-     .type = OPTION_INT,
-     .value = &retry_delay_ms,
-     .value_name = "MS",
-     .min = 1,
-     .max = 60000,
-     .help = "Wait before the second of five tries, doubled before each further one (500)."},
-    {.long_name = "oci-compat",
-     .type = OPTION_STRING,
-     .value = &oci_compat,
-     .value_name = "FORM",
-     .choices = "model,image,empty",
-     .help = "For registries that know no ModelPack: an image's config, or the empty one."},
+    PLAIN_HTTP_ROW(plain_http),
+    RETRY_DELAY_ROW(retry_delay_ms),
+    OCI_COMPAT_ROW(oci_compat),
     {.long_name = "mount-from",
      .type = OPTION_STRING,
      .value = &mount_from,
