@@ -68,7 +68,7 @@ CMD := \
   $(addprefix cmd/cmd_,import inspect merge diff serve list run bench tag rm gc fsck export extract resize prompt tokenize env completion version help) \
   $(addprefix cmd/,base_ref cache_folder import_initial merge_base made_adapter output_folder merge_combine merge_explain merge_inputs run_answer run_logits run_prompt) \
   $(addprefix cmd/cmd_,pack pull push sign verify) cmd/signing \
-  $(addprefix cmd/bench/,bench_adapters bench_layer bench_mix bench_model bench_steps bench_traffic report_steps \
+  $(addprefix cmd/bench/,bench_adapters bench_layer bench_mix bench_model bench_steps bench_traffic report_layer report_steps \
     report_traffic) \
   $(addprefix cmd/serve/,answer api api_admin api_chat_render api_openai api_sglang api_vllm auth check \
     fields format format_openai format_sglang generation http http_exchange metrics metrics_render \

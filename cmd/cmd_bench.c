@@ -157,6 +157,7 @@ static const struct word {
     {"decode", bench_report_decode, "1,8,32,64", 0, 0},
     {"prefill", bench_report_prefill, "2048", 0, 0},
     {"layer", bench_report_layer, "1,8,32,64", 0, 0},
+    {"sgmv", bench_report_sgmv, "1,8,32,64,128,256,2048,8192", 0, 0},
     {"load", bench_report_load, "1", 0, 0},
     {"switch", bench_report_switch, "1", 512, 64},
     {"offline", bench_report_offline, "256", 512, 256},
@@ -202,21 +203,23 @@ static int run(struct cmd_context *ctx, struct err *err)
         return rc ? rc : words[i].report(&q, err);
     }
     return err_set(err, ERR_USAGE,
-                   "bench %s: not known; want table, decode, prefill, layer, load, switch or "
-                   "offline",
+                   "bench %s: not known; want table, decode, prefill, layer, sgmv, load, switch "
+                   "or offline",
                    ctx->args[0]);
 }
 
 const struct command command_bench = {
     .name = "bench",
-    .arguments = "table|decode|prefill|layer|load|switch|offline",
+    .arguments = "table|decode|prefill|layer|sgmv|load|switch|offline",
     .summary = "measure steps and loads on this machine, with synthetic models",
     .description =
         "Builds a base and adapters of a shape out of random numbers and times them through "
         "the back end. table: the classic comparison of throughputs. decode, prefill: steps by "
         "size and mix of adapters, with the ratio to the same step without adapters and the "
         "time that the bytes take at the read bandwidth measured in the same run. layer: the "
-        "four products of one layer alone. load: an adapter from host to device. switch: one "
+        "four products of one layer alone. sgmv: what A and B cost in them, in the cases that "
+        "other engines' kernels were measured in. load: an adapter from host to device. switch: "
+        "one "
         "request in flight, another adapter each. offline: many requests at once, beside what "
         "the byte model predicts. Ratios are medians of interleaved runs of one process.",
     .examples = "lora bench table --shape small --device cpu\n"

@@ -131,6 +131,7 @@ struct bench_layer_times {
     double base, both; // seconds of one layer's four sites, without and with adapters
     double alone;      // of A and B alone; 0: the back end cannot run them alone
     double floor;      // of A, B, and the activations that they read and write, by bytes
+    double ab_floor;   // of A and B only
     uint32_t distinct;
 };
 /* The four products of a layer, every layer of the model behind the other so that none lies in a

@@ -70,9 +70,10 @@ static int run_rounds(struct bench_model *b, struct op_session *session, struct 
         o->both = bench_median(both[i], rounds);
         o->alone = bench_median(alone[i], rounds);
         o->base = out[0].both;
-        uint64_t bytes = bench_ab_bytes(b, o->distinct) / b->config.n_layers +
-                         (o->distinct ? p->step.n_rows * row_bytes(b) : 0);
+        uint64_t ab = bench_ab_bytes(b, o->distinct) / b->config.n_layers;
+        uint64_t bytes = ab + (o->distinct ? p->step.n_rows * row_bytes(b) : 0);
         o->floor = b->read_bytes_s > 0 ? (double)bytes / b->read_bytes_s : 0;
+        o->ab_floor = b->read_bytes_s > 0 ? (double)ab / b->read_bytes_s : 0;
     }
     return rc;
 }

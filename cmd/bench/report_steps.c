@@ -1,4 +1,4 @@
-/* decode, prefill, load and layer: steps and parts of them. */
+/* decode, prefill and load. */
 #include <stdio.h>
 #include <string.h>
 
@@ -39,8 +39,7 @@ const char *bench_cell(char *buf, double value, int digits)
     return buf;
 }
 
-/* The mixes that n rows can have, none first: those that were asked for, else the usual ones. */
-static uint32_t mixes_of(const struct bench_request *q, uint32_t n, struct bench_mix *mixes)
+uint32_t bench_mixes_of(const struct bench_request *q, uint32_t n, struct bench_mix *mixes)
 {
     if (q->n_mixes) {
         memcpy(mixes, q->mixes, q->n_mixes * sizeof *mixes);
@@ -56,7 +55,7 @@ static uint32_t mixes_of(const struct bench_request *q, uint32_t n, struct bench
     return count;
 }
 
-static uint32_t largest(const struct bench_request *q)
+uint32_t bench_largest(const struct bench_request *q)
 {
     uint32_t most = 1;
     for (uint32_t i = 0; i < q->n_sizes; i++)
@@ -64,8 +63,8 @@ static uint32_t largest(const struct bench_request *q)
     return most;
 }
 
-static int finish(const struct bench_request *q, const struct bench_model *b, struct table *t,
-                  json_t *lines, const char *name, int rc)
+int bench_finish(const struct bench_request *q, const struct bench_model *b, struct table *t,
+                 json_t *lines, const char *name, int rc)
 {
     if (rc == 0 && q->json) {
         json_t *all = bench_head_json(b);
@@ -119,7 +118,7 @@ static int report_steps(struct bench_request *q, bool prefill, struct err *err)
                                            ">TOKENS/S",  ">÷ NONE",     ">FLOOR MS", ">÷ FLOOR",
                                            ">A,B FLOOR", ">ADDED ÷ IT", NULL};
     struct bench_model b;
-    uint32_t most = largest(q);
+    uint32_t most = bench_largest(q);
     q->model.max_rows = most;
     q->model.max_sequences = prefill ? (most + q->context - 1) / q->context : most;
     q->model.context = q->context;
@@ -131,7 +130,7 @@ static int report_steps(struct bench_request *q, bool prefill, struct err *err)
     for (uint32_t i = 0; rc == 0 && i < q->n_sizes && !cmd_interrupted(); i++) {
         struct bench_mix mixes[BENCH_MAX_CASES];
         struct bench_times r;
-        uint32_t n = mixes_of(q, q->sizes[i], mixes);
+        uint32_t n = bench_mixes_of(q, q->sizes[i], mixes);
         rc = prefill ? bench_prefill(&b, q->sizes[i], mixes, n, q->rounds, q->steps, &r, err)
                      : bench_decode(&b, q->sizes[i], q->context, mixes, n, q->rounds, q->steps, &r,
                                     err);
@@ -139,7 +138,7 @@ static int report_steps(struct bench_request *q, bool prefill, struct err *err)
             json_array_append_new(lines,
                                   step_line(q, &b, prefill, q->sizes[i], &mixes[j], &r, j, t));
     }
-    rc = finish(q, &b, t, lines, "steps", rc);
+    rc = bench_finish(q, &b, t, lines, "steps", rc);
     bench_close(&b);
     return rc;
 }
@@ -176,79 +175,6 @@ int bench_report_load(struct bench_request *q, struct err *err)
         bench_print_head(&b);
         printf("adapter of %.1f MB, host to device: %.3f ms, %.1f GB/s\n", mb, seconds * 1e3, rate);
     }
-    bench_close(&b);
-    return rc;
-}
-
-// ---- layer
-
-/* Rows beyond are prompts, bound by arithmetic and not by bytes. */
-enum { LAYER_DECODE_ROWS = 512, LAYER_PROMPT = 2048 };
-
-static json_t *layer_line(const struct bench_model *b, uint32_t n, const struct bench_mix *mix,
-                          const struct bench_layer_times *l, struct table *t)
-{
-    char name[BENCH_MIX_NAME], cells[9][BENCH_CELL];
-    double added = l->distinct ? l->both - l->base : 0;
-    double base_floor = b->read_bytes_s > 0 && n <= LAYER_DECODE_ROWS
-                            ? (double)b->layer_bytes / b->read_bytes_s
-                            : 0;
-    bench_mix_name(mix, name);
-    snprintf(cells[0], BENCH_CELL, "%u", n);
-    snprintf(cells[1], BENCH_CELL, "%u", l->distinct);
-    if (l->distinct)
-        snprintf(cells[7], BENCH_CELL, "%.1f %%", 100 * added / l->base);
-    else
-        snprintf(cells[7], BENCH_CELL, "-");
-    const char *row[] = {cells[0],
-                         name,
-                         cells[1],
-                         bench_cell(cells[2], l->both * 1e6, 1),
-                         cells[7],
-                         bench_cell(cells[3], added * 1e6, 1),
-                         bench_cell(cells[4], l->alone * 1e6, 1),
-                         bench_cell(cells[5], (l->distinct ? l->floor : base_floor) * 1e6, 1),
-                         bench_cell(cells[6],
-                                    l->distinct && l->floor > 0 ? added / l->floor
-                                    : base_floor > 0            ? l->both / base_floor
-                                                                : 0,
-                                    2),
-                         bench_cell(cells[8], l->floor > 0 ? l->alone / l->floor : 0, 2),
-                         NULL};
-    table_row(t, row);
-    return json_pack("{s:i, s:s, s:i, s:f, s:f, s:f, s:f, s:f, s:f}", "n", (int)n, "mix", name,
-                     "adapters", (int)l->distinct, "layer_us", l->both * 1e6, "base_us",
-                     l->base * 1e6, "added_us", added * 1e6, "alone_us", l->alone * 1e6, "floor_us",
-                     l->floor * 1e6, "base_floor_us", base_floor * 1e6);
-}
-
-int bench_report_layer(struct bench_request *q, struct err *err)
-{
-    static const char *const headings[] = {">N",        "MIX",       ">ADAPTERS", ">LAYER US",
-                                           ">OVERHEAD", ">ADDED US", ">ALONE US", ">FLOOR US",
-                                           ">× FLOOR",  ">ALONE ×",  NULL};
-    struct bench_model b;
-    uint32_t most = largest(q), decode = 0;
-    for (uint32_t i = 0; i < q->n_sizes; i++)
-        decode = q->sizes[i] <= LAYER_DECODE_ROWS && q->sizes[i] > decode ? q->sizes[i] : decode;
-    uint32_t prompts = (most + LAYER_PROMPT - 1) / LAYER_PROMPT;
-    q->model.max_rows = most;
-    q->model.context = most > LAYER_DECODE_ROWS ? LAYER_PROMPT : 1;
-    q->model.max_sequences = prompts > decode ? prompts : decode;
-    struct table *t = table_open(headings);
-    json_t *lines = json_array();
-    int rc = bench_open(&b, &q->model, err);
-    if (rc == 0 && !q->json)
-        bench_print_head(&b);
-    for (uint32_t i = 0; rc == 0 && i < q->n_sizes && !cmd_interrupted(); i++) {
-        struct bench_mix mixes[BENCH_MAX_CASES];
-        struct bench_layer_times l[BENCH_MAX_CASES];
-        uint32_t n = mixes_of(q, q->sizes[i], mixes);
-        rc = bench_layer(&b, q->sizes[i], mixes, n, q->rounds, l, err);
-        for (uint32_t j = 0; rc == 0 && j < n; j++)
-            json_array_append_new(lines, layer_line(&b, q->sizes[i], &mixes[j], &l[j], t));
-    }
-    rc = finish(q, &b, t, lines, "layers", rc);
     bench_close(&b);
     return rc;
 }

@@ -105,27 +105,28 @@ static int op_embed(struct op_context *c, const struct op_step *v, void *x)
     return 0;
 }
 
-/* Where the products of a site take their input from. */
-static void *input_of(struct device_model *m, enum site site)
-{
-    return site == SITE_HEAD   ? m->head_h
-           : site == SITE_O    ? m->attn
-           : site == SITE_DOWN ? m->act
-                               : m->h;
-}
-
-/* The site's kernels with some kinds of adapters; *e completes its output. */
-static int run_linear(struct op_session *s, uint32_t layer, enum site site, enum op_space space,
-                      const void *x, int kinds, struct cu_expand *e)
+/* The site's kernels with some kinds of adapters; *e completes its output. only_a: v alone, by
+ * what was planned for that. */
+static int run_kernels(struct op_session *s, uint32_t layer, enum site site, enum op_space space,
+                       const void *x, int kinds, bool only_a, struct cu_expand *e)
 {
     struct cuda_run run = s->run;
     uint32_t n, k;
-    void *in = input_of(s->m, site);
+    void *in = cuda_site_input(s->m, site);
     cuda_site_shape(s->m->config, site, &n, &k);
     run.kinds = run.kinds ? kinds : 0;
+    run.only_a = only_a;
+    if (only_a)
+        TRY(cuda_op_begin(s->m, &run));
     if (x)
         TRY(convert(s, (float *)(uintptr_t)x, in, (size_t)rows_of(s, space) * k, true));
     return cuda_op_linear(s->m, &run, space == OP_LOGIT_ROWS, layer, site, in, e);
+}
+
+static int run_linear(struct op_session *s, uint32_t layer, enum site site, enum op_space space,
+                      const void *x, int kinds, struct cu_expand *e)
+{
+    return run_kernels(s, layer, site, space, x, kinds, false, e);
 }
 
 static int op_gemm(struct op_context *c, const struct op_step *v, uint32_t layer, enum site site,
@@ -170,7 +171,11 @@ static int op_expand(struct op_context *c, const struct op_step *v, uint32_t lay
     (void)v;
     if (!s->run.kinds)
         return 0;
-    TRY(run_linear(s, layer, site, space, NULL, 1, &e)); // x is there from the shrink
+    // x is there from the shrink. v again, without the base: what layer_seconds measures alone.
+    bool only_a = rows_of(s, space) <= CU_SMALL_ROWS && !s->m->be->deterministic;
+    if (only_a)
+        TRY(cudaMemsetAsync(s->m->v, 0, s->m->v_floats * 4, s->m->compute));
+    TRY(run_kernels(s, layer, site, space, NULL, 1, only_a, &e));
     e.bias = NULL;
     return complete_in_place(s, &e, y, 1);
 }
@@ -348,12 +353,13 @@ static int open_session(struct backend *be, struct device_model *m, struct op_se
     if (!*out)
         return err_set(err, ERR_NO_MEMORY, "no memory for a session");
     (*out)->m = m;
-    return 0;
+    return cuda_only_a_open(m, err);
 }
 
 static void close_session(struct op_session *s)
 {
     cudaStreamSynchronize(s->m->compute);
+    cuda_only_a_close(s->m);
     sys_free(s);
 }
 
@@ -408,90 +414,10 @@ static double read_bandwidth(struct op_session *s)
     return be->ops->read_bandwidth(be, &bytes_per_s, NULL) == 0 ? bytes_per_s : 0;
 }
 
-// ---- the time of a layer
-
-/* The four sites of every layer with what completes them; qkv goes to a buffer of its own. */
-static int queue_layers(struct op_session *s, int kinds, float *qkv)
-{
-    static const enum site sites[] = {SITE_QKV, SITE_O, SITE_GATE_UP, SITE_DOWN};
-    struct device_model *m = s->m;
-    const struct model_config *c = m->config;
-    for (uint32_t layer = 0; layer < c->n_layers; layer++) {
-        for (int i = 0; i < 4; i++) {
-            struct cu_expand e;
-            int rc = run_linear(s, layer, sites[i], OP_ROWS, NULL, kinds, &e);
-            if (rc == 0 && sites[i] == SITE_GATE_UP)
-                rc = cu_activation(&e, c->d_ff, 0, m->act, m->compute);
-            else if (rc == 0)
-                rc = cu_residual(&e, m->x, sites[i] == SITE_QKV ? qkv : NULL, m->compute);
-            if (rc)
-                return rc;
-        }
-    }
-    return 0;
-}
-
-static int record_layers(struct op_session *s, int kinds, float *qkv, cudaGraphExec_t *out)
-{
-    cudaGraph_t graph = NULL;
-    int rc = cudaStreamBeginCapture(s->m->compute, cudaStreamCaptureModeThreadLocal);
-    if (rc)
-        return rc;
-    int failed = queue_layers(s, kinds, qkv);
-    rc = cudaStreamEndCapture(s->m->compute, &graph);
-    rc = failed ? failed : rc;
-    rc = rc ? rc : (int)cudaGraphInstantiate(out, graph, 0);
-    if (graph)
-        cudaGraphDestroy(graph);
-    return rc;
-}
-
-enum { LAYER_REPLAYS = 5 };
-
-/* Milliseconds of one replay, the first of them left out. */
-static int time_graph(struct op_session *s, cudaGraphExec_t graph, float *ms)
-{
-    cudaEvent_t begin = NULL, end = NULL;
-    cudaStream_t stream = s->m->compute;
-    int rc = cudaEventCreate(&begin);
-    rc = rc ? rc : (int)cudaEventCreate(&end);
-    for (int i = 0; rc == 0 && i <= LAYER_REPLAYS; i++) {
-        if (i == 1)
-            rc = cudaEventRecord(begin, stream);
-        rc = rc ? rc : (int)cudaGraphLaunch(graph, stream);
-    }
-    rc = rc ? rc : (int)cudaEventRecord(end, stream);
-    rc = rc ? rc : (int)cudaEventSynchronize(end);
-    rc = rc ? rc : (int)cudaEventElapsedTime(ms, begin, end);
-    if (begin)
-        cudaEventDestroy(begin);
-    if (end)
-        cudaEventDestroy(end);
-    *ms /= LAYER_REPLAYS;
-    return rc;
-}
-
 static int layer_seconds(struct op_session *s, bool base, bool adapters, double *seconds,
                          struct err *err)
 {
-    const struct model_config *c = s->m->config;
-    cudaGraphExec_t graph = NULL;
-    int kinds = adapters ? s->run.kinds : 0;
-    float ms = 0;
-    if (!base)
-        return err_set(err, ERR_REFUSED, "A and B ride in the products and what follows them");
-    float *qkv = alloc(s, (size_t)s->run.rows * (c->n_heads + 2 * c->n_kv_heads) * c->head_dim);
-    if (!qkv)
-        return err_set(err, ERR_DEVICE, "cuda: no memory for %u rows", s->run.rows);
-    int rc = queue_layers(s, kinds, qkv); // algorithms are chosen, kernels loaded
-    rc = rc ? rc : (int)cudaStreamSynchronize(s->m->compute);
-    rc = rc ? rc : record_layers(s, kinds, qkv, &graph);
-    rc = rc ? rc : time_graph(s, graph, &ms);
-    *seconds = ms / 1e3 / c->n_layers;
-    if (graph)
-        cudaGraphExecDestroy(graph);
-    free_buffer(s, qkv);
-    return cuda_check(rc, "timing a layer", err);
+    return cuda_layer_seconds(s->m, &s->run, base, adapters, seconds, err);
 }
 
 const struct op_access cuda_op_access = {

@@ -134,6 +134,7 @@ struct cuda_run {
     int kinds;             // 0 none, 1 additive, 2 all
     bool replaces;         // whole weights or rows: never recorded
     bool single;           // one op alone: nothing of the next one in it
+    bool only_a;           // products without the base's weights: A of the adapters (plan set 3)
     const uint8_t *meta;   // device, laid out by `at`
     struct cuda_layout at;
     const struct step *step; // NULL when recorded
@@ -180,10 +181,11 @@ struct device_model {
     const float **norm_table;     // device [slot][norm_stride]
     uint32_t norm_stride;         // n_layers * NORM_COUNT + 1 (final last)
     pthread_mutex_t load_lock;
-    // plans: [0] without adapters for t <= 16 and above, [1] of the step
-    struct cu_plan *plans[3];
-    uint8_t *planes[3];
-    struct cu_plan_site *plan_items[3]; // device
+    // plans: [0], [1] without adapters for t <= 16 and above, [2] of the step, [3] of its A alone
+    // (cuda_only_a_open)
+    struct cu_plan *plans[4];
+    uint8_t *planes[4];
+    struct cu_plan_site *plan_items[4]; // device
     uint32_t planes_stride;
     // activations, device
     float *x, *y, *post, *v, *trig, *logits, *changed, *partial, *ss;
@@ -249,6 +251,9 @@ int cuda_load_vector(struct device_model *m, float **to, uint32_t n_all, uint32_
 /* ---- scratch.c ---- */
 int cuda_scratch_open(struct device_model *m, struct err *err);
 void cuda_scratch_free(struct device_model *m);
+/* Room for steps with only_a, while sessions of single ops are open. */
+int cuda_only_a_open(struct device_model *m, struct err *err);
+void cuda_only_a_close(struct device_model *m);
 uint64_t cuda_scratch_bytes(const struct model_config *c, const struct step_limits *l);
 int cuda_pool_open(struct backend *be, struct device_model *m, uint32_t n_chunks, struct err *err);
 void cuda_pool_free(struct backend *be, struct device_model *m);
@@ -343,6 +348,12 @@ int cuda_op_sample(struct device_model *m, const struct cuda_run *run);
 
 /* ---- access.c ---- */
 extern const struct op_access cuda_op_access;
+
+/* ---- access_layer.c: the time of a layer (op_access.layer_seconds) ---- */
+int cuda_layer_seconds(struct device_model *m, const struct cuda_run *run, bool base, bool adapters,
+                       double *seconds, struct err *err);
+/* Where the products of a site take their input from. */
+void *cuda_site_input(struct device_model *m, enum site site);
 
 /* ---- forward_large.c: steps of more than CU_SMALL_ROWS rows ---- */
 /* v of the rows' adapters and the site's product (float32 at `wide`, or y16); *e says what is left

@@ -64,22 +64,22 @@ static struct space head_space(const struct device_model *m, const struct cuda_r
 /* The plans of a step of t rows: set, and the site's index in it. */
 static int plan_set(const struct cuda_run *run, uint32_t t)
 {
-    return run->kinds ? 2 : t > 16;
+    return run->only_a ? 3 : run->kinds ? 2 : t > 16;
 }
 
 static int plan(struct device_model *m, const struct cuda_run *run, const struct space *rows,
                 const struct space *head)
 {
     uint32_t n_layer_sites = m->site_stride - 1;
+    const struct cu_plan_site *items = m->plan_items[run->only_a ? 3 : 2];
     if (!run->kinds)
         return 0;
     if (run->rows <= CU_SMALL_ROWS)
-        CUDA_TRY(cu_plan_step(m->plan_items[2] + (run->rows > 16 ? m->site_stride : 0),
-                              n_layer_sites, rows->r.segments, rows->r.n_segments, m->compute));
+        CUDA_TRY(cu_plan_step(items + (run->rows > 16 ? m->site_stride : 0), n_layer_sites,
+                              rows->r.segments, rows->r.n_segments, m->compute));
     if (run->logits && run->logits <= CU_SMALL_ROWS)
-        CUDA_TRY(
-            cu_plan_step(m->plan_items[2] + (run->logits > 16 ? m->site_stride : 0) + n_layer_sites,
-                         1, head->r.segments, head->r.n_segments, m->compute));
+        CUDA_TRY(cu_plan_step(items + (run->logits > 16 ? m->site_stride : 0) + n_layer_sites, 1,
+                              head->r.segments, head->r.n_segments, m->compute));
     return 0;
 }
 

@@ -78,6 +78,13 @@ int cuda_linear_large(struct device_model *m, const struct cuda_run *run,
         if (rc)
             return rc;
     }
+    if (run->only_a) {
+        e->y16 = NULL;
+        e->y = m->y;
+        e->planes = m->planes[3];
+        e->block_rows = CU_SMALL_ROWS;
+        return takes_own(m, site, g) ? cudaErrorNotSupported : 0;
+    }
     if (takes_own(m, site, g))
         return own_product(m, run, site, g, e);
     return lt_gemm(m, g->w, g->x, wide ? (void *)wide : m->y16, g->t, g->n, g->k, wide != NULL,

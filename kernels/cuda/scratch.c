@@ -131,9 +131,9 @@ static int open_rope(struct device_model *m, struct err *err)
     return rc;
 }
 
-/* Items of plan set `set` (0, 1: no adapters, t <= 16 or more; 2: with adapters; there the second
- * half of the items is for t > 16). */
-static int open_plans(struct device_model *m, struct err *err)
+/* Items of plan set `set` (0, 1: no adapters, t <= 16 or more; 2: with adapters; 3: without the
+ * base's weights; of 2 and 3 the second half of the items is for t > 16). */
+static int fill_plan_items(struct device_model *m, int set, struct err *err)
 {
     const struct model_config *c = m->config;
     uint32_t n_sites = c->n_layers * CUDA_LAYER_SITES + 1;
@@ -141,33 +141,61 @@ static int open_plans(struct device_model *m, struct err *err)
     struct cu_plan_site *items = sys_calloc(2 * n_sites, sizeof *items);
     if (!items)
         return err_set(err, ERR_NO_MEMORY, "no memory for plans");
-    int rc = 0;
-    for (int set = 0; rc == 0 && set < 3; set++) {
-        for (uint32_t i = 0; i < 2 * n_sites; i++) {
-            uint32_t site = i % n_sites, wide = set < 2 ? (uint32_t)set : i / n_sites;
-            struct cu_plan_site *p = &items[i];
-            cuda_site_shape(c, site + 1 == n_sites ? SITE_HEAD : of[site % CUDA_LAYER_SITES], &p->n,
-                            &p->k);
-            cu_block_shape(wide ? CU_SMALL_ROWS : 1, &p->block_rows, &p->block_k);
-            p->n_ctas = (uint32_t)m->be->n_sms;
-            p->chunk_blocks = cu_chunk_blocks(p->k);
-            p->max_planes = planes_of(p->n, p->k, p->block_rows, p->block_k);
-            p->sites = set == 2 ? m->sites + site : NULL;
-            p->site_stride = m->site_stride;
-            p->plan = m->plans[set] + site;
-            p->planes = m->planes[set] + (size_t)site * m->planes_stride;
-        }
-        rc = cuda_check(cudaMemcpy(m->plan_items[set], items, 2 * n_sites * sizeof *items,
-                                   cudaMemcpyHostToDevice),
-                        "copying plans", err);
-        if (rc == 0 && set < 2)
-            rc = cuda_check(cu_plan_step(m->plan_items[set], n_sites, NULL, NULL, m->compute),
-                            "planning", err);
+    for (uint32_t i = 0; i < 2 * n_sites; i++) {
+        uint32_t site = i % n_sites, wide = set < 2 ? (uint32_t)set : i / n_sites;
+        struct cu_plan_site *p = &items[i];
+        cuda_site_shape(c, site + 1 == n_sites ? SITE_HEAD : of[site % CUDA_LAYER_SITES], &p->n,
+                        &p->k);
+        cu_block_shape(wide ? CU_SMALL_ROWS : 1, &p->block_rows, &p->block_k);
+        p->n_ctas = (uint32_t)m->be->n_sms;
+        p->chunk_blocks = cu_chunk_blocks(p->k);
+        p->max_planes = planes_of(p->n, p->k, p->block_rows, p->block_k);
+        p->n = set == 3 ? 0 : p->n;
+        p->sites = set >= 2 ? m->sites + site : NULL;
+        p->site_stride = m->site_stride;
+        p->plan = m->plans[set] + site;
+        p->planes = m->planes[set] + (size_t)site * m->planes_stride;
     }
-    if (rc == 0)
-        rc = cuda_check(cudaStreamSynchronize(m->compute), "planning", err);
+    int rc = cuda_check(
+        cudaMemcpy(m->plan_items[set], items, 2 * n_sites * sizeof *items, cudaMemcpyHostToDevice),
+        "copying plans", err);
     sys_free(items);
     return rc;
+}
+
+static int open_plans(struct device_model *m, struct err *err)
+{
+    int rc = 0;
+    for (int set = 0; rc == 0 && set < 3; set++) {
+        rc = fill_plan_items(m, set, err);
+        if (rc == 0 && set < 2)
+            rc =
+                cuda_check(cu_plan_step(m->plan_items[set], m->site_stride, NULL, NULL, m->compute),
+                           "planning", err);
+    }
+    return rc ? rc : cuda_check(cudaStreamSynchronize(m->compute), "planning", err);
+}
+
+/* No tile of outputs has a plane: what completes the products reads none. */
+int cuda_only_a_open(struct device_model *m, struct err *err)
+{
+    size_t n = m->site_stride, planes = n * m->planes_stride;
+    int rc = (int)cudaMalloc((void **)&m->plans[3], n * sizeof *m->plans[3]);
+    rc = rc ? rc : (int)cudaMalloc((void **)&m->planes[3], planes);
+    rc = rc ? rc : (int)cudaMalloc((void **)&m->plan_items[3], 2 * n * sizeof *m->plan_items[3]);
+    rc = rc ? rc : (int)cudaMemset(m->planes[3], 0, planes);
+    rc = cuda_check(rc, "memory for plans", err);
+    return rc ? rc : fill_plan_items(m, 3, err);
+}
+
+void cuda_only_a_close(struct device_model *m)
+{
+    cudaFree(m->plans[3]);
+    cudaFree(m->planes[3]);
+    cudaFree(m->plan_items[3]);
+    m->plans[3] = NULL;
+    m->planes[3] = NULL;
+    m->plan_items[3] = NULL;
 }
 
 int cuda_scratch_open(struct device_model *m, struct err *err)

@@ -33,6 +33,12 @@ is "$STATUS $(json "$OUT" .layers[0].n) $(json "$OUT" .layers[5].adapters)" "0 1
 for field in layer_us base_us alone_us floor_us base_floor_us; do
     like "$(json "$OUT" .layers[5].$field)" "$positive" "layer: $field"
 done
+bench sgmv --sequences 1,8,16
+is "$STATUS $(json "$OUT" .sgmv[0].n) $(json "$OUT" .sgmv[1].mix) $(json "$OUT" .sgmv[2].adapters) $(json "$OUT" .sgmv[3].n)" \
+    "0 1 identical 8 16" "sgmv: the cases of a size, or the usual ones"
+for field in layer_us base_us alone_us floor_us ab_floor_us; do
+    like "$(json "$OUT" .sgmv[2].$field)" "$positive" "sgmv: $field"
+done
 bench load
 like "$STATUS $(json "$OUT" .mb)" '^0 2[.]' "load"
 bench switch --prompt 16 --new 4 --requests 2
