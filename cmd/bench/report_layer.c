@@ -15,8 +15,9 @@ static void open_limits(struct bench_request *q)
         decode = q->sizes[i] <= LAYER_DECODE_ROWS && q->sizes[i] > decode ? q->sizes[i] : decode;
     uint32_t prompts = (most + LAYER_PROMPT - 1) / LAYER_PROMPT;
     q->model.max_rows = most;
-    q->model.context = most > LAYER_DECODE_ROWS ? LAYER_PROMPT : 1;
     q->model.max_sequences = prompts > decode ? prompts : decode;
+    // Without attention it is all one how prompts are cut: no more pages than the largest needs.
+    q->model.context = (most + q->model.max_sequences - 1) / q->model.max_sequences;
 }
 
 static json_t *layer_json(uint32_t n, const char *mix, const struct bench_layer_times *l,
