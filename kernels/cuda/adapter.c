@@ -1,340 +1,21 @@
-/*
- * The image of an adapter and the tables of a slot.
- *
- * image = header, one record a module, a place for the tables, then the data in units
- * (kernels/image.h): A   per site the rows of its modules stacked, 16 rows a unit, row-major, bf16
- *   B   512 outputs a unit, in the fragment order of expand.cuh, rank padded to 8, bf16
- *   experts: the same for each expert after the other, in smaller units where it has fewer rows
- *   embedding: A as [vocab][rank], 1024 tokens a unit; B as [dim][rank], 512 a unit
- *   gains and biases float32, a vector a unit; replaced rows bf16, a row a unit
- * The tables (struct cu_site and the arrays of pointers) depend on the chunks, so adapter_load
- * makes them and writes them to their place in the chunks.
- */
+/* Loading: an adapter's image into the chunks of the pool, and the tables of its slot. */
 #include <string.h>
 
+#include "kernels/cuda/adapter_image.h"
 #include "kernels/cuda/cuda_impl.h"
-#include "kernels/image.h"
 #include "libcore/base/sys.h"
-
-enum { IMAGE_MAGIC = 0x4C504355, A_GROUP = 16, EMBED_TOKENS = 1024 };
-
-struct header {
-    uint32_t magic, layout, n_records, kinds;
-    uint64_t size, key;
-    uint32_t width, n_pointers;
-    struct image_piece table; // one unit: n_pointers addresses
-};
-
-struct record {
-    uint32_t kind, site, norm, layer, row0, d_out, d_in, rank, n_rows, has_full;
-    uint32_t site_rows, col0; // stacked A rows of the site; first of this module
-    float scale;
-    uint32_t embedding, n_experts; // n_experts 0: one matrix
-    struct image_piece a;          // of the site's first record only
-    struct image_piece b, gain, bias, lora_bias, row_ids, rows;
-};
-
-static uint32_t round8(uint32_t n)
-{
-    return (n + 7) / 8 * 8;
-}
 
 static uint32_t round16(uint32_t n)
 {
     return (n + 15) / 16 * 16;
 }
 
-// ---- the plan
-
-static bool same_site(const struct record *x, const struct record *y)
-{
-    return x->kind == WEIGHT_MATRIX && y->kind == WEIGHT_MATRIX && x->layer == y->layer &&
-           x->site == y->site;
-}
-
-static struct record describe(const struct bound_part *p)
-{
-    const struct adapter_module *mod = p->module;
-    const struct weight_place *place = &p->target->place;
-    return (struct record){.kind = place->kind,
-                           .site = place->site,
-                           .norm = place->norm,
-                           .layer = place->layer,
-                           .row0 = place->row0,
-                           .d_out = mod->embedding ? p->target->d_in : p->target->d_out,
-                           .d_in = mod->embedding ? (uint32_t)(mod->rank ? mod->a.shape[1] : 0)
-                                                  : p->target->d_in,
-                           .rank = mod->rank,
-                           .n_rows = mod->n_rows,
-                           .has_full = tensor_present(&mod->full),
-                           .scale = (float)mod->scale,
-                           .embedding = mod->embedding,
-                           .n_experts = mod->n_experts};
-}
-
-/* Rows of A and of B in a unit, and units of an expert. */
-static uint32_t a_unit_rows(const struct record *r)
-{
-    return r->n_experts && r->site_rows < A_GROUP ? r->site_rows : A_GROUP;
-}
-
-static uint32_t b_unit_rows(const struct record *r)
-{
-    return r->n_experts && r->d_out < CU_B_BLOCK ? (r->d_out + 15) / 16 * 16 : CU_B_BLOCK;
-}
-
-static uint32_t n_a_units(const struct record *r)
-{
-    return (r->site_rows + A_GROUP - 1) / A_GROUP;
-}
-
-static uint32_t n_b_units(const struct record *r)
-{
-    return (r->d_out + CU_B_BLOCK - 1) / CU_B_BLOCK;
-}
-
-/* Columns of v: ranks of a site's modules side by side. */
-static uint32_t stack_ranks(struct record *r, uint32_t n)
-{
-    uint32_t widest = 0;
-    for (uint32_t i = 0; i < n;) {
-        uint32_t rows = 0, end = i;
-        for (; end < n && (end == i || same_site(&r[i], &r[end])); end++) {
-            r[end].col0 = rows;
-            rows += r[end].embedding ? 0 : r[end].rank;
-        }
-        for (; i < end; i++)
-            r[i].site_rows = rows;
-        widest = rows > widest ? rows : widest;
-    }
-    return widest;
-}
-
-static int place_record(struct record *r, const struct bound_part *p, bool first, uint64_t *end,
-                        uint32_t *n_pointers, struct err *err)
-{
-    const struct adapter_module *mod = p->module;
-    uint64_t row_bytes = mod->n_rows ? mod->rows.shape[1] * 2 : 0;
-    int rc = 0;
-    if (r->rank && r->embedding) {
-        rc = image_place(end, &r->a, (uint64_t)EMBED_TOKENS * r->rank * 2,
-                         (r->d_in + EMBED_TOKENS - 1) / EMBED_TOKENS, err);
-        rc = rc ? rc
-                : image_place(end, &r->b, (uint64_t)CU_B_BLOCK * r->rank * 2,
-                              (r->d_out + CU_B_BLOCK - 1) / CU_B_BLOCK, err);
-    } else if (r->rank) {
-        uint64_t n_experts = r->n_experts ? r->n_experts : 1;
-        if (first)
-            rc = image_place(end, &r->a, (uint64_t)a_unit_rows(r) * r->d_in * 2,
-                             n_a_units(r) * n_experts, err);
-        rc = rc ? rc
-                : image_place(end, &r->b, (uint64_t)b_unit_rows(r) * round8(r->rank) * 2,
-                              n_b_units(r) * n_experts, err);
-    }
-    rc = rc ? rc : image_place(end, &r->gain, r->d_out * 4ull, p->gain != NULL, err);
-    rc = rc ? rc : image_place(end, &r->bias, r->d_out * 4ull, tensor_present(&mod->bias), err);
-    rc =
-        rc ? rc
-           : image_place(end, &r->lora_bias, r->d_out * 4ull, tensor_present(&mod->lora_bias), err);
-    rc = rc ? rc : image_place(end, &r->row_ids, mod->n_rows * 4ull, mod->n_rows > 0, err);
-    rc = rc ? rc : image_place(end, &r->rows, row_bytes, mod->n_rows, err);
-    *n_pointers += r->a.n_units + r->b.n_units + r->rows.n_units;
-    return rc;
-}
-
-/* Header and records with every offset; *records is the caller's. */
-static int make_plan(const struct bound_adapter *b, struct header *h, struct record **records,
-                     struct err *err)
-{
-    uint32_t n = (uint32_t)b->n_parts;
-    struct record *r = sys_calloc(n + 1, sizeof *r);
-    *records = r;
-    if (!r)
-        return err_set(err, ERR_NO_MEMORY, "no memory to plan an adapter's image");
-    for (uint32_t i = 0; i < n; i++) {
-        r[i] = describe(&b->parts[i]);
-        if (tensor_present(&b->parts[i].module->magnitude) && !b->parts[i].gain)
-            return err_set(err, ERR_INTERNAL, "%s: packed before its gains were set",
-                           b->parts[i].module->name);
-    }
-    *h = (struct header){.magic = IMAGE_MAGIC,
-                         .layout = CUDA_LAYOUT_VERSION,
-                         .n_records = n,
-                         .kinds = b->kinds,
-                         .key = segment_key(b),
-                         .width = stack_ranks(r, n)};
-    uint64_t end = sizeof *h + (uint64_t)n * sizeof *r;
-    int rc = 0;
-    for (uint32_t i = 0; rc == 0 && i < n; i++) {
-        // A of a site goes with the first of its modules that has a rank.
-        bool first = true;
-        for (uint32_t j = i; first && j > 0 && same_site(&r[j - 1], &r[i]); j--)
-            first = r[j - 1].rank == 0;
-        rc = place_record(&r[i], &b->parts[i], first, &end, &h->n_pointers, err);
-    }
-    if (rc == 0)
-        rc = image_place(&end, &h->table, h->n_pointers * 8ull, h->n_pointers > 0, err);
-    h->size = end;
-    return rc;
-}
-
-int cuda_adapter_pack_size(struct backend *be, const struct device_model *m,
-                           const struct bound_adapter *b, uint64_t *size, struct err *err)
-{
-    (void)be;
-    (void)m;
-    struct header h;
-    struct record *records;
-    int rc = make_plan(b, &h, &records, err);
-    *size = h.size;
-    sys_free(records);
-    return rc;
-}
-
-// ---- writing
-
-static void *unit_at(void *image, const struct image_piece *p, uint64_t u)
-{
-    return (char *)image + image_unit_offset(p, u);
-}
-
-/* Rows of A behind each other among the site's groups. */
-static void write_a(void *image, const struct image_piece *a, const struct record *r,
-                    const struct adapter_module *mod)
-{
-    uint32_t n_experts = r->n_experts ? r->n_experts : 1;
-    for (uint32_t i = 0; i < n_experts * r->rank; i++) {
-        uint32_t row = r->col0 + i % r->rank;
-        char *group = unit_at(image, a, i / r->rank * n_a_units(r) + row / A_GROUP);
-        cuda_to_bf16(&mod->a, (uint64_t)i * r->d_in, r->d_in,
-                     (uint16_t *)(void *)(group + (size_t)(row % A_GROUP) * r->d_in * 2));
-    }
-}
-
-/* Where B[out, i] lies in its block: tile of 16 outputs, piece of 8 ranks, lane, half. */
-static size_t fragment(uint32_t out, uint32_t i, uint32_t rank8)
-{
-    uint32_t tile = out % CU_B_BLOCK / 16, row = out % 16, lane = row % 8 * 4 + i % 8 / 2;
-    return (size_t)tile * rank8 * 16 + i / 8 * 128 + lane * 4 + row / 8 * 2 + i % 2;
-}
-
-/* B[out, rank * experts], the expert fastest. */
-static void write_expert_b(void *image, const struct record *r, const struct adapter_module *mod)
-{
-    uint16_t values[CU_MAX_EXPERTS];
-    for (uint32_t out = 0; out < r->d_out; out++) {
-        for (uint32_t i = 0; i < r->rank; i++) {
-            size_t at = fragment(out, i, round8(r->rank));
-            cuda_to_bf16(&mod->b, ((uint64_t)out * r->rank + i) * r->n_experts, r->n_experts,
-                         values);
-            for (uint32_t e = 0; e < r->n_experts; e++) {
-                uint16_t *block = unit_at(image, &r->b, e * n_b_units(r) + out / CU_B_BLOCK);
-                block[at] = values[e];
-            }
-        }
-    }
-}
-
-static void write_b(void *image, const struct record *r, const struct adapter_module *mod)
-{
-    uint32_t rank8 = round8(r->rank);
-    for (uint32_t u = 0; u < r->b.n_units; u++)
-        memset(unit_at(image, &r->b, u), 0, r->b.unit);
-    if (r->n_experts) {
-        write_expert_b(image, r, mod);
-        return;
-    }
-    uint16_t row[LIMIT_RANK];
-    for (uint32_t out = 0; out < r->d_out; out++) {
-        uint16_t *block = unit_at(image, &r->b, out / CU_B_BLOCK);
-        cuda_to_bf16(&mod->b, (uint64_t)out * r->rank, r->rank, row);
-        for (uint32_t i = 0; i < r->rank; i++)
-            block[fragment(out, i, rank8)] = row[i];
-    }
-}
-
-/* A[r, vocab] becomes [vocab][r]; B[dim, r] stays. */
-static void write_embedding(void *image, const struct record *r, const struct adapter_module *mod)
-{
-    for (uint32_t i = 0; i < r->rank; i++) {
-        for (uint32_t t0 = 0; t0 < r->d_in; t0 += EMBED_TOKENS) {
-            uint16_t values[EMBED_TOKENS], *unit = unit_at(image, &r->a, t0 / EMBED_TOKENS);
-            uint32_t n = r->d_in - t0 < EMBED_TOKENS ? r->d_in - t0 : EMBED_TOKENS;
-            cuda_to_bf16(&mod->a, (uint64_t)i * r->d_in + t0, n, values);
-            for (uint32_t t = 0; t < n; t++)
-                unit[(size_t)t * r->rank + i] = values[t];
-        }
-    }
-    for (uint32_t d = 0; d < r->d_out; d++) {
-        uint16_t *unit = unit_at(image, &r->b, d / CU_B_BLOCK);
-        cuda_to_bf16(&mod->b, (uint64_t)d * r->rank, r->rank,
-                     unit + (size_t)(d % CU_B_BLOCK) * r->rank);
-    }
-}
-
-static void write_vector(void *image, const struct image_piece *p, const struct tensor *src)
-{
-    if (p->n_units)
-        dtype_to_f32(src->dtype, src->data, unit_at(image, p, 0), p->unit / 4);
-}
-
-static void write_record(void *image, const struct record *r, const struct image_piece *a,
-                         const struct bound_part *p)
-{
-    const struct adapter_module *mod = p->module;
-    if (r->rank && r->embedding) {
-        write_embedding(image, r, mod);
-    } else if (r->rank) {
-        write_a(image, a, r, mod);
-        write_b(image, r, mod);
-    }
-    if (r->gain.n_units)
-        memcpy(unit_at(image, &r->gain, 0), p->gain, r->gain.unit);
-    write_vector(image, &r->bias, &mod->bias);
-    write_vector(image, &r->lora_bias, &mod->lora_bias);
-    if (r->row_ids.n_units)
-        memcpy(unit_at(image, &r->row_ids, 0), mod->row_ids, r->row_ids.unit);
-    for (uint32_t u = 0; u < r->rows.n_units; u++)
-        cuda_to_bf16(&mod->rows, (uint64_t)u * (r->rows.unit / 2), r->rows.unit / 2,
-                     unit_at(image, &r->rows, u));
-}
-
-int cuda_adapter_pack(struct backend *be, const struct device_model *m,
-                      const struct bound_adapter *b, void *image, uint64_t size, struct err *err)
-{
-    (void)be;
-    (void)m;
-    struct header h;
-    struct record *r;
-    int rc = make_plan(b, &h, &r, err);
-    if (rc == 0 && h.size != size)
-        rc = err_set(err, ERR_INTERNAL, "adapter_pack: image of %llu bytes, want %llu",
-                     (unsigned long long)size, (unsigned long long)h.size);
-    if (rc == 0) {
-        const struct image_piece *a = NULL;
-        memset(image, 0, size);
-        for (uint32_t i = 0; i < h.n_records; i++) {
-            if (i == 0 || !same_site(&r[i - 1], &r[i]))
-                a = NULL;
-            if (r[i].a.n_units)
-                a = &r[i].a;
-            write_record(image, &r[i], a, &b->parts[i]);
-        }
-        memcpy(image, &h, sizeof h);
-        memcpy((char *)image + sizeof h, r, h.n_records * sizeof *r);
-    }
-    sys_free(r);
-    return rc;
-}
-
-// ---- loading
-
 /* The tables of a slot while they are made. */
 struct tables {
     struct device_model *m;
     const uint32_t *chunks;
-    struct header h;
-    const struct record *records;
+    struct cuda_image h;
+    const struct cuda_record *records;
     uint64_t *pointers; // host copy of the table's content
     uint32_t n_pointers;
     struct cu_site *sites, *moe_sites;
@@ -370,7 +51,7 @@ static const void *const *list_units(struct tables *t, const struct image_piece 
     return (const void *const *)(uintptr_t)at;
 }
 
-static const struct device_weight *find_given(const struct tables *t, const struct record *r)
+static const struct device_weight *find_given(const struct tables *t, const struct cuda_record *r)
 {
     for (uint32_t i = 0; i < t->n_given; i++) {
         const struct weight_place *p = &t->given[i].part->target->place;
@@ -383,14 +64,14 @@ static const struct device_weight *find_given(const struct tables *t, const stru
     return NULL;
 }
 
-static struct cuda_replaced *add_replaced(struct tables *t, const struct record *r)
+static struct cuda_replaced *add_replaced(struct tables *t, const struct cuda_record *r)
 {
     struct cuda_replaced *to = &t->replaced[t->n_replaced++];
     *to = (struct cuda_replaced){.site = (enum site)r->site, .layer = r->layer, .row0 = r->row0};
     return to;
 }
 
-static int bind_embedding(struct tables *t, const struct record *r,
+static int bind_embedding(struct tables *t, const struct cuda_record *r,
                           const struct device_weight *full)
 {
     struct cu_embed_part *e = &t->embed;
@@ -415,7 +96,7 @@ static int bind_embedding(struct tables *t, const struct record *r,
     return 0;
 }
 
-static struct cu_site *table_site(struct tables *t, const struct record *r)
+static struct cu_site *table_site(struct tables *t, const struct cuda_record *r)
 {
     int moe = cuda_moe_site((enum site)r->site);
     if (r->site == SITE_HEAD)
@@ -425,8 +106,8 @@ static struct cu_site *table_site(struct tables *t, const struct record *r)
     return &t->sites[r->layer * CUDA_LAYER_SITES + (uint32_t)cuda_layer_site((enum site)r->site)];
 }
 
-static int bind_matrix(struct tables *t, const struct record *r, const struct device_weight *full,
-                       struct err *err)
+static int bind_matrix(struct tables *t, const struct cuda_record *r,
+                       const struct device_weight *full, struct err *err)
 {
     struct cu_site *s = table_site(t, r);
     if (full)
@@ -439,7 +120,7 @@ static int bind_matrix(struct tables *t, const struct record *r, const struct de
         return err_set(err, ERR_CORRUPT, "adapter image: more than %d modules in a site",
                        CU_MAX_PARTS);
     s->n_rows = r->site_rows;
-    s->n_groups = n_a_units(r);
+    s->n_groups = cuda_a_units(r);
     if (r->a.n_units)
         s->a = list_units(t, &r->a);
     const struct cu_part *before = s->n_parts ? &s->parts[s->n_parts - 1] : NULL;
@@ -449,7 +130,7 @@ static int bind_matrix(struct tables *t, const struct record *r, const struct de
     s->parts[s->n_parts++] = (struct cu_part){.col0 = r->col0,
                                               .col16 = col16,
                                               .rank = r->rank,
-                                              .rank8 = round8(r->rank),
+                                              .rank8 = cuda_round8(r->rank),
                                               .out0 = r->row0,
                                               .n_out = r->d_out,
                                               .scale = r->scale,
@@ -460,7 +141,7 @@ static int bind_matrix(struct tables *t, const struct record *r, const struct de
     return 0;
 }
 
-static bool record_fits(const struct tables *t, const struct record *r)
+static bool record_fits(const struct tables *t, const struct cuda_record *r)
 {
     const struct image_piece *pieces[] = {&r->a,         &r->b,       &r->gain, &r->bias,
                                           &r->lora_bias, &r->row_ids, &r->rows};
@@ -472,7 +153,7 @@ static bool record_fits(const struct tables *t, const struct record *r)
            t->n_pointers + r->a.n_units + r->b.n_units + r->rows.n_units <= t->h.n_pointers;
 }
 
-static int bind_record(struct tables *t, const struct record *r, struct err *err)
+static int bind_record(struct tables *t, const struct cuda_record *r, struct err *err)
 {
     const struct device_weight *full = NULL;
     if (!record_fits(t, r))
@@ -501,8 +182,8 @@ static int open_tables(struct tables *t, const void *image, uint64_t size, uint3
     if (size < sizeof t->h)
         return err_set(err, ERR_CORRUPT, "adapter image of %llu bytes", (unsigned long long)size);
     memcpy(&t->h, image, sizeof t->h);
-    uint64_t records = (uint64_t)t->h.n_records * sizeof(struct record);
-    if (t->h.magic != IMAGE_MAGIC || t->h.layout != CUDA_LAYOUT_VERSION || t->h.size != size ||
+    uint64_t records = (uint64_t)t->h.n_records * sizeof(struct cuda_record);
+    if (t->h.magic != CUDA_IMAGE_MAGIC || t->h.layout != CUDA_LAYOUT_VERSION || t->h.size != size ||
         records > size - sizeof t->h || !image_piece_fits(&t->h.table, size) ||
         t->h.table.unit != t->h.n_pointers * 8ull)
         return err_set(err, ERR_CORRUPT, "adapter image: not one of this back end and version");
@@ -514,7 +195,7 @@ static int open_tables(struct tables *t, const void *image, uint64_t size, uint3
             return err_set(err, ERR_INTERNAL, "adapter_load: chunk %u of %u", t->chunks[i],
                            m->n_chunks);
     }
-    t->records = (const struct record *)(const void *)((const char *)image + sizeof t->h);
+    t->records = (const struct cuda_record *)(const void *)((const char *)image + sizeof t->h);
     t->pointers = sys_calloc(t->h.n_pointers + 1, sizeof *t->pointers);
     t->sites = sys_calloc(m->site_stride, sizeof *t->sites);
     t->moe_sites = sys_calloc(m->moe.stride + 1, sizeof *t->moe_sites);

@@ -259,11 +259,12 @@ int cuda_pool_open(struct backend *be, struct device_model *m, uint32_t n_chunks
 void cuda_pool_free(struct backend *be, struct device_model *m);
 uint64_t cuda_page_bytes(struct backend *be, const struct device_model *m);
 
-/* ---- adapter.c ---- */
+/* ---- adapter_image.c ---- */
 int cuda_adapter_pack_size(struct backend *be, const struct device_model *m,
                            const struct bound_adapter *b, uint64_t *size, struct err *err);
 int cuda_adapter_pack(struct backend *be, const struct device_model *m,
                       const struct bound_adapter *b, void *image, uint64_t size, struct err *err);
+/* ---- adapter.c ---- */
 int cuda_adapter_load(struct backend *be, struct device_model *m, uint32_t slot, const void *image,
                       uint64_t size, const uint32_t *chunks, uint32_t n_chunks,
                       const struct adapter_replacement *replacements, uint32_t n_replacements,
