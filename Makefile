@@ -46,7 +46,7 @@ LIBCORE := \
     explain_pair extract extract_side factors initial into_base plan plan_float8 plan_layout plan_tensors random recipe resize stream \
     stream_block stream_float8 stream_list svd svd_subspace values values_avx2 values_avx512 values_device values_exact values_float8 values_narrow values_plain \
     values_wide work) \
-  $(addprefix libcore/engine/,adapter_load adapter_place adapter_pool admission batch device_pool engine engine_worker \
+  $(addprefix libcore/engine/,adapter_load adapter_place adapter_pool adapter_view admission batch device_pool engine engine_worker \
     fair kv_cache prefix_cache scheduler sequence trace) \
   libcore/backend
 KERNELS := \

@@ -1,5 +1,6 @@
-/* adapter_pool's own: shared by adapter_pool.c (who wants what), adapter_load.c (disk to host, host
- * to device, on loader threads) and adapter_place.c (room on the device, on the worker thread). */
+/* adapter_pool's own: shared by adapter_pool.c (who wants what), adapter_view.c (what others see),
+ * adapter_load.c (disk to host, host to device, on loader threads) and adapter_place.c (room on the
+ * device, on the worker thread). */
 #ifndef LIBCORE_ENGINE_ADAPTER_POOL_IMPL_H
 #define LIBCORE_ENGINE_ADAPTER_POOL_IMPL_H
 
@@ -91,6 +92,7 @@ struct adapter_pool {
 };
 
 // adapter_pool.c
+struct adapter_entry *adapter_pool_find(struct adapter_pool *p, const char *content_id); // mutex
 bool adapter_entry_is_wanted(const struct adapter_entry *e);
 /* Puts the entry on the wanted list or takes it off, as its state says. */
 void adapter_entry_update_wanted(struct adapter_entry *e);
