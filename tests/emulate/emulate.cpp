@@ -1,6 +1,7 @@
 /* emulate: fibers, blocks, memory, graphs and the matrix product of the emulated runtime. */
 #include <cublasLt.h>
 #include <cuda_bf16.h>
+#include <mutex>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -209,6 +210,8 @@ void emu_run(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> b
     }
     n_launches++;
     queue([=] {
+        static std::mutex one; // threads of the host launch beside each other; here is one card
+        std::lock_guard<std::mutex> alone(one);
         if (!stacks)
             stacks = (uint8_t *)mmap(NULL, (size_t)MAX_THREADS * STACK, PROT_READ | PROT_WRITE,
                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
