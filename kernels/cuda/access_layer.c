@@ -23,6 +23,10 @@ static int queue_layers(struct device_model *m, const struct cuda_run *run, floa
 {
     static const enum site sites[] = {SITE_QKV, SITE_O, SITE_GATE_UP, SITE_DOWN};
     const struct model_config *c = m->config;
+    uint64_t words = (run->rows + 127) / 128 * 2 * CU_PREFILL_SHARES;
+    // A replay has the epochs of the one before it.
+    if (run->rows > CU_SMALL_ROWS)
+        CUDA_TRY(cudaMemsetAsync(m->v_ready, 0, words * 4, m->compute));
     for (uint32_t layer = 0; layer < c->n_layers; layer++) {
         for (int i = 0; i < 4; i++) {
             struct cu_expand e;

@@ -25,7 +25,7 @@ struct tables {
     uint32_t n_replaced, vocab;
     const struct adapter_replacement *given;
     uint32_t n_given;
-    uint32_t width16;
+    uint32_t width16, groups[CUDA_LAYER_SITES];
 };
 
 static uint64_t device_address(const struct tables *t, uint64_t offset)
@@ -127,6 +127,9 @@ static int bind_matrix(struct tables *t, const struct cuda_record *r,
     uint32_t col16 = before ? before->col16 + round16(before->rank) : 0;
     if (col16 + round16(r->rank) > t->width16)
         t->width16 = col16 + round16(r->rank);
+    int ls = cuda_layer_site((enum site)r->site);
+    if (ls >= 0 && s->n_groups > t->groups[ls])
+        t->groups[ls] = s->n_groups;
     s->parts[s->n_parts++] = (struct cu_part){.col0 = r->col0,
                                               .col16 = col16,
                                               .rank = r->rank,
@@ -268,6 +271,7 @@ int cuda_adapter_load(struct backend *be, struct device_model *m, uint32_t slot,
         s->vocab = t.vocab;
         s->embed_rows = t.embed.full_rows;
         s->width16 = t.width16;
+        memcpy(s->groups, t.groups, sizeof s->groups);
         s->replaced = t.replaced;
         s->n_replaced = t.n_replaced;
         t.replaced = NULL;

@@ -77,10 +77,11 @@ struct cuda_replaced {
 struct cuda_slot {
     _Atomic int state; // enum adapter_state
     unsigned kinds;
-    uint64_t key;               // segment_key()
-    uint32_t width;             // columns of v: the widest site's stacked ranks
-    uint32_t width16;           // the same with every module's rank rounded up to 16
-    uint32_t vocab, embed_rows; // 0, or the rows of its own head and embedding
+    uint64_t key;                      // segment_key()
+    uint32_t width;                    // columns of v: the widest site's stacked ranks
+    uint32_t width16;                  // the same with every module's rank rounded up to 16
+    uint32_t groups[CUDA_LAYER_SITES]; // n_groups of a site, in the layer that has most
+    uint32_t vocab, embed_rows;        // 0, or the rows of its own head and embedding
     struct cuda_replaced *replaced;
     uint32_t n_replaced;
     cudaEvent_t loaded;
@@ -139,8 +140,9 @@ struct cuda_run {
     struct cuda_layout at;
     const struct step *step; // NULL when recorded
     struct cuda_list shrink, head_shrink, blocks;
-    uint32_t v_width; // columns of v in a step with many rows
-    uint32_t stride;  // floats between rows of logits: more where adapters bring tokens
+    uint32_t v_width;                  // columns of v in a step with many rows
+    uint32_t groups[CUDA_LAYER_SITES]; // n_groups that 64 rows of it have in a site, at most
+    uint32_t stride; // floats between rows of logits: more where adapters bring tokens
 };
 
 /* Buffers of the mixtures of experts, device; a layer uses them alone. */
@@ -192,6 +194,7 @@ struct device_model {
     uint32_t *arrived;
     uint32_t *counts_scratch;
     void *h, *q, *attn, *act, *head_h, *y16, *v16;
+    uint32_t *v_ready, v_epoch; // of gemm_prefill; v_epoch: of its last launch
     size_t v_floats, y_floats;
     uint32_t v_width_small;
     uint32_t max_vocab;            // of the base and any adapter
@@ -357,6 +360,8 @@ int cuda_layer_seconds(struct device_model *m, const struct cuda_run *run, bool 
 void *cuda_site_input(struct device_model *m, enum site site);
 
 /* ---- forward_large.c: steps of more than CU_SMALL_ROWS rows ---- */
+/* Fills run->groups: how many groups of ranks 64 rows of the step have at most, by site. */
+void cuda_count_groups(const struct device_model *m, const struct step *s, struct cuda_run *run);
 /* v of the rows' adapters and the site's product (float32 at `wide`, or y16); *e says what is left
  * to its consumer: y16 is m->act when the activation is done, too. */
 int cuda_linear_large(struct device_model *m, const struct cuda_run *run,

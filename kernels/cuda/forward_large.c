@@ -1,7 +1,8 @@
 /*
- * What steps of many rows (T > CU_SMALL_ROWS) do in their own way: shrink, then the product. On
- * Hopper gemm_prefill takes B into the product, and the activation; elsewhere, and for shapes that
- * it does not take, cuBLASLt, and the consumers apply B as in small steps.
+ * What steps of many rows (T > CU_SMALL_ROWS) do in their own way. On Hopper gemm_prefill takes
+ * additive adapters into the product, and the activation; shrink before it only where 64 rows have
+ * more ranks than it takes. Elsewhere, and for shapes that it does not take: shrink, cuBLASLt, and
+ * the consumers apply B as in small steps.
  */
 #include "kernels/cuda/cuda_impl.h"
 
@@ -29,6 +30,30 @@ static bool takes_own(const struct device_model *m, enum site site, const struct
            c->n_kv_heads * c->head_dim % 16 == 0 && c->d_ff % 16 == 0;
 }
 
+void cuda_count_groups(const struct device_model *m, const struct step *s, struct cuda_run *run)
+{
+    for (uint32_t row0 = 0; row0 < s->n_rows; row0 += 64) {
+        uint32_t sum[CUDA_LAYER_SITES] = {0};
+        for (uint32_t i = 0; i < s->n_segments; i++) {
+            const struct step_segment *g = &s->segments[i];
+            if (g->row0 >= row0 + 64 || g->row0 + g->n_rows <= row0)
+                continue;
+            for (int site = 0; site < CUDA_LAYER_SITES; site++)
+                sum[site] += m->slots[g->slot].groups[site];
+        }
+        for (int site = 0; site < CUDA_LAYER_SITES; site++)
+            run->groups[site] = sum[site] > run->groups[site] ? sum[site] : run->groups[site];
+    }
+}
+
+/* Whether the product computes v, too. */
+static bool makes_v(const struct device_model *m, const struct cuda_run *run, enum site site,
+                    const struct cu_gemm *g)
+{
+    return takes_own(m, site, g) && run->kinds == 1 && run->v_width && m->be->n_sms >= 32 &&
+           run->groups[cuda_layer_site(site)] <= CU_PREFILL_GROUPS;
+}
+
 static int own_product(struct device_model *m, const struct cuda_run *run, enum site site,
                        const struct cu_gemm *g, struct cu_expand *e)
 {
@@ -53,6 +78,12 @@ static int own_product(struct device_model *m, const struct cuda_run *run, enum 
         p.columns = g->columns;
         p.v16 = m->v16;
         p.v_width = run->v_width;
+        if (makes_v(m, run, site, g)) {
+            p.planes = m->v;
+            p.max_planes = (uint32_t)(m->v_floats / ((uint64_t)g->t * run->v_width));
+            p.ready = m->v_ready;
+            p.epoch = ++m->v_epoch;
+        }
         p.next_k = site == SITE_QKV       ? m->config->n_heads * m->config->head_dim
                    : site == SITE_GATE_UP ? m->config->d_ff
                                           : m->config->d_model;
@@ -70,7 +101,7 @@ int cuda_linear_large(struct device_model *m, const struct cuda_run *run,
     e->y = wide;
     e->y16 = wide ? NULL : m->y16;
     e->v_width = g->s_width = run->v_width;
-    if (run->kinds && run->v_width) {
+    if (run->kinds && run->v_width && !makes_v(m, run, site, g)) {
         uint32_t planes = shrink_planes(m, run, g->t, g->k, items->n);
         e->v16 = m->v16;
         e->v_padded = 1;

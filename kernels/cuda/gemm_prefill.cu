@@ -2,344 +2,276 @@
  * gemm_prefill: y[T, N] = x[T, K] W^T + sum over adapters of v B^T for many rows, on sm_90a.
  *
  * A persistent CTA takes tiles of 128 rows x BN outputs. One thread feeds a ring of k-blocks of 64
- * through the copy engine; two warpgroups of 64 rows each multiply (wgmma, m64 x BN). Two CTAs of a
- * cluster have the rows one below the other and share W: each loads half a block for both. Tiles go
- * down the rows of a group first, so that x of the group and a few columns of W stay in L2.
+ * through the copy engine; two warpgroups of 64 rows each multiply (wgmma, m64 x BN). Tiles go down
+ * the rows of a group first, so that x of the group and a few columns of W stay in L2.
  *
- * Adapters: after a tile's last k-block come items of 16 ranks: v of the rows of one segment (zeros
- * in the other rows) and B of one module for the tile's outputs (zeros outside the module).
- * Three warps beside the copying thread gather them while the tile is multiplied, through a ring of
- * their own; an item without data ends a tile. The sum is rounded once, y is written once.
+ * Adapters (prefill_adapters.cuh): v is given, or the first tiles of every 128 rows compute it from
+ * the x that they have in shared memory, each for a share of k. After a tile's last k-block each
+ * warp adds v B^T to its accumulators by mma.sync, whose fragments B lies in; only for segments
+ * that have rows among its 16. The sum is rounded once, y is written once.
  *
  * CU_SILU and CU_GELU: a tile has the gates of BN / 2 columns and their ups, and writes
  * f(gate) up [T, N / 2].
  */
 #include "kernels/cuda/hopper.cuh"
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/prefill_adapters.cuh"
 
 using namespace lora;
 
 namespace
 {
 
-constexpr int BM = 128, BK = 64, THREADS = 384, EXTRA = 2, LOADERS = 96;
+constexpr int THREADS = 384;
 
-template <int BN> struct Shape {
-    static constexpr int HALF = BN / 2;
-    static constexpr int X_BYTES = BM * BK * 2, W_BYTES = BN * BK * 2;
-    static constexpr int STAGE = X_BYTES + W_BYTES, STAGES = 4 * 48 * 1024 / STAGE;
-    static constexpr int V_BYTES = BM * 32, ITEM = V_BYTES + BN * 32;
-    static constexpr int ITEMS_AT = STAGES * STAGE, BARRIERS_AT = ITEMS_AT + EXTRA * ITEM;
-    static constexpr int BYTES = BARRIERS_AT + 256 + 1024; // the ring begins at a multiple of 1024
-};
+template <int BN, bool GLU, bool LORA> struct Product : Ring<BN, GLU> {
+    using R = Ring<BN, GLU>;
+    using S = typename R::S;
+    using R::a, R::lane, R::table, R::warp;
+    using R::empty, R::full, R::item, R::item_empty, R::item_full, R::stage, R::w_row;
 
-struct Args {
-    cu_prefill g;
-    uint32_t n_rows_of_tiles, n_tiles; // of clusters
-    uint32_t group;                    // rows of tiles that come one after the other
-    float linear, cubic;               // of the activation
-};
-
-struct Place {
-    uint32_t row0, tile; // first row of the cluster's tile, tile of outputs
-};
-
-template <int BN, int CLUSTER, bool GLU, bool LORA> struct Product {
-    using S = Shape<BN>;
-    const Args &a;
-    uint32_t ring, rank, warp, lane;
-
-    __device__ Product(const Args &a_, uint32_t ring_)
-        : a(a_), ring(ring_), rank(CLUSTER > 1 ? cluster_rank() : 0), warp(threadIdx.x / 32),
-          lane(threadIdx.x % 32)
-    {
-    }
-
-    __device__ uint32_t full(uint32_t s) const
-    {
-        return ring + S::BARRIERS_AT + s * 8;
-    }
-    __device__ uint32_t empty(uint32_t s) const
-    {
-        return full(S::STAGES + s);
-    }
-    __device__ uint32_t item_full(uint32_t s) const
-    {
-        return full(2 * S::STAGES + s);
-    }
-    __device__ uint32_t item_empty(uint32_t s) const
-    {
-        return full(2 * S::STAGES + EXTRA + s);
-    }
-    __device__ uint32_t item(uint32_t s) const
-    {
-        return ring + S::ITEMS_AT + s * S::ITEM;
-    }
-    /* What an item is: 0 the tile's end. */
-    __device__ uint32_t item_kind(uint32_t s) const
-    {
-        return full(2 * S::STAGES + 2 * EXTRA) + s * 4;
-    }
-
-    __device__ void init() const
-    {
-        if (threadIdx.x == 0) {
-            for (uint32_t s = 0; s < S::STAGES; s++) {
-                barrier_init(full(s), 1);
-                barrier_init(empty(s), CLUSTER * 8);
-            }
-            for (uint32_t s = 0; s < EXTRA; s++) {
-                barrier_init(item_full(s), LOADERS);
-                barrier_init(item_empty(s), 8);
-            }
-            barrier_init_done();
-        }
-        if (CLUSTER > 1)
-            cluster_sync();
-        __syncthreads();
-    }
-
-    __device__ uint32_t first_tile() const
-    {
-        return blockIdx.x / CLUSTER;
-    }
-    __device__ uint32_t tile_step() const
-    {
-        return gridDim.x / CLUSTER;
-    }
-
-    __device__ Place place(uint32_t i) const
-    {
-        uint32_t per = a.group, n = a.n_tiles / a.n_rows_of_tiles, group = i / (per * n);
-        uint32_t rows = min(per, a.n_rows_of_tiles - group * per), at = i - group * per * n;
-        return {(group * per + at % rows) * (BM * CLUSTER), at / rows};
-    }
-
-    /* First row of W of a half of the tile. */
-    __device__ uint32_t w_row(uint32_t tile, uint32_t half) const
-    {
-        return GLU ? half * (a.g.n / 2) + tile * S::HALF : tile * BN + half * S::HALF;
-    }
+    __device__ Product(const R &r) : R(r) {}
 
     // ---- one thread: k-blocks
 
     __device__ void copy(const CUtensorMap *x_map, const CUtensorMap *w_map) const
     {
-        uint32_t s = 0, parity = 0, blocks = (a.g.k + BK - 1) / BK;
-        for (uint32_t i = first_tile(); i < a.n_tiles; i += tile_step()) {
-            Place p = place(i);
-            for (uint32_t b = 0; b < blocks; b++) {
-                barrier_wait(empty(s), parity ^ 1);
-                barrier_expect(full(s), S::STAGE);
-                uint32_t to = ring + s * S::STAGE;
-                tma_load(to, x_map, full(s), b * BK, p.row0 + rank * BM);
+        Turn t = {0, 0};
+        for (uint32_t i = blockIdx.x; i < a.n_tiles; i += gridDim.x) {
+            Place p = R::place(i);
+            uint32_t block = LORA ? R::first_block(p) : 0;
+            for (uint32_t b = 0; b < a.blocks; b++, R::advance(t)) {
+                uint32_t to = stage(t.s), bar = full(t.s);
+                barrier_wait(empty(t.s), t.parity ^ 1);
+                barrier_expect(bar, S::STAGE);
+                tma_load(to, x_map, bar, block * BK, p.row0);
                 to += S::X_BYTES;
-                if (CLUSTER > 1) {
-                    tma_load_all(to + rank * (S::W_BYTES / 2), w_map, full(s), b * BK,
-                                 w_row(p.tile, rank), (uint16_t)((1 << CLUSTER) - 1));
-                } else {
-                    tma_load(to, w_map, full(s), b * BK, w_row(p.tile, 0));
-                    tma_load(to + S::W_BYTES / 2, w_map, full(s), b * BK, w_row(p.tile, 1));
-                }
-                if (++s == S::STAGES) {
-                    s = 0;
-                    parity ^= 1;
-                }
+                tma_load(to, w_map, bar, block * BK, w_row(p.tile, 0));
+                tma_load(to + S::W_BYTES / 2, w_map, bar, block * BK, w_row(p.tile, 1));
+                if (++block == a.blocks)
+                    block = 0;
             }
-        }
-    }
-
-    // ---- three warps: items
-
-    struct Items {
-        uint32_t issued, done; // since the kernel's begin
-    };
-
-    /* Hands over what was issued but for the last `left` items. */
-    template <int left> __device__ void hand_over(Items &it) const
-    {
-        cp_async_wait<left>();
-        fence_async_proxy();
-        for (; it.done + left < it.issued; it.done++)
-            barrier_arrive(item_full(it.done % EXTRA));
-    }
-
-    /* The next place, when it is free. */
-    __device__ uint32_t next_slot(const Items &it, uint32_t kind) const
-    {
-        uint32_t s = it.issued % EXTRA;
-        barrier_wait(item_empty(s), (it.issued / EXTRA & 1) ^ 1);
-        if (threadIdx.x == 32)
-            asm volatile("st.shared.u32 [%0], %1;" ::"r"(item_kind(s)), "r"(kind) : "memory");
-        return s;
-    }
-
-    __device__ void gather_v(uint32_t to, const cu_segment &g, uint32_t column, uint32_t row0) const
-    {
-        const bf16 *from = (const bf16 *)a.g.v16 + column;
-        for (uint32_t i = threadIdx.x - 32; i < BM * 2; i += LOADERS) {
-            uint32_t row = i / 2, t = row0 + row, c = i % 2;
-            bool in = t >= g.row0 && t < g.row0 + g.n_rows;
-            cp_async_16(to + (row / 8 * 2 + c) * 128 + row % 8 * 16,
-                        from + (in ? (size_t)t * a.g.v_width + c * 8 : 0), in ? 16 : 0);
-        }
-    }
-
-    /* Ranks k … of a module. A piece: 16 outputs x 8 ranks, 8 bytes a lane in memory (expand.cuh).
-     */
-    __device__ void gather_b(uint32_t to, const cu_part &p, uint32_t k, uint32_t tile) const
-    {
-        for (uint32_t i = warp - 1; i < BN / 16 * 2; i += LOADERS / 32) {
-            uint32_t row = i / 2 * 16, rank0 = k + i % 2 * 8;
-            uint32_t local = w_row(tile, row / S::HALF) + row % S::HALF - p.out0;
-            bool in = local < p.n_out && rank0 < p.rank8;
-            const uint8_t *src = (const uint8_t *)a.g.v16;
-            if (in)
-                src = (const uint8_t *)p.b[local / CU_B_BLOCK] +
-                      (size_t)(local % CU_B_BLOCK / 16) * p.rank8 * 32 + rank0 * 32 + lane * 8;
-            uint32_t dst = to + (i / 2 * 4 + i % 2) * 128 + lane * 4;
-            cp_async_4(dst, src, in ? 4 : 0);
-            cp_async_4(dst + 256, src + 4, in ? 4 : 0);
-        }
-    }
-
-    __device__ bool touches(const cu_part &p, uint32_t row) const
-    {
-        return row + S::HALF > p.out0 && row < p.out0 + p.n_out;
-    }
-
-    __device__ void gather_segment(Items &it, const cu_segment &g, uint32_t column, uint32_t row0,
-                                   uint32_t tile) const
-    {
-        const cu_site &site = a.g.sites[(size_t)g.slot * a.g.site_stride];
-        for (uint32_t i = 0; i < site.n_parts; i++) {
-            const cu_part &p = site.parts[i];
-            if (!p.rank || !(touches(p, w_row(tile, 0)) || touches(p, w_row(tile, 1))))
-                continue;
-            for (uint32_t k = 0; k < p.rank; k += 16) {
-                uint32_t to = item(next_slot(it, 1));
-                gather_v(to, g, column + p.col16 + k, row0);
-                gather_b(to + S::V_BYTES, p, k, tile);
-                cp_async_commit();
-                it.issued++;
-                hand_over<1>(it);
-            }
-        }
-    }
-
-    /* This CTA's share of the next site's A, so that its shrink does not wait for memory. */
-    __device__ void fetch_next(uint32_t n) const
-    {
-        uint32_t at = blockIdx.x * LOADERS + threadIdx.x - 32, step = gridDim.x * LOADERS;
-        uint32_t lines = a.g.next_k / 4; // of 128 bytes in 16 rows
-        for (uint32_t j = 0; j < n; j++) {
-            const cu_site &site = a.g.sites[(size_t)a.g.segments[j].slot * a.g.site_stride + 1];
-            for (uint32_t i = at; i < site.n_groups * lines; i += step)
-                asm volatile("prefetch.global.L2 [%0];" ::"l"((const uint8_t *)site.a[i / lines] +
-                                                              i % lines * 128));
-        }
-    }
-
-    __device__ void gather_all() const
-    {
-        Items it = {0, 0};
-        uint32_t n = *a.g.n_segments;
-        for (uint32_t i = first_tile(); i < a.n_tiles; i += tile_step()) {
-            Place p = place(i);
-            if (a.g.next_k && i + tile_step() >= a.n_tiles)
-                fetch_next(n);
-            uint32_t row0 = p.row0 + rank * BM;
-            for (uint32_t j0 = 0; j0 < n; j0 += 32) {
-                cu_segment g = {};
-                if (j0 + lane < n)
-                    g = a.g.segments[j0 + lane];
-                uint32_t hits =
-                    __ballot_sync(0xffffffffu, g.row0 < row0 + BM && g.row0 + g.n_rows > row0);
-                for (; hits; hits &= hits - 1) {
-                    uint32_t j = j0 + __ffs(hits) - 1;
-                    gather_segment(it, a.g.segments[j], a.g.columns[j], row0, p.tile);
-                }
-            }
-            hand_over<0>(it); // or the end could wait for a place that is never freed
-            next_slot(it, 0);
-            it.issued++;
-            hand_over<0>(it);
         }
     }
 
     // ---- two warpgroups: products
 
-    __device__ void release(uint32_t s) const
+    __device__ uint32_t group() const
     {
-        if (CLUSTER > 1) {
-            if (lane < CLUSTER)
-                barrier_arrive_at(empty(s), lane);
-        } else if (lane == 0) {
-            barrier_arrive(empty(s));
-        }
+        return warp / 4 - 1;
     }
 
-    __device__ void multiply_block(float *acc, uint32_t s, uint32_t group, bool first) const
+    __device__ void release(uint32_t bar) const
     {
-        uint64_t x = swizzled_tile(ring + s * S::STAGE + group * (64 * BK * 2));
-        uint64_t w = swizzled_tile(ring + s * S::STAGE + S::X_BYTES);
-        wgmma_fence();
+        __syncwarp();
+        if (lane == 0)
+            barrier_arrive(bar);
+    }
+
+    __device__ uint64_t x_tile(uint32_t s) const
+    {
+        return swizzled_tile(stage(s) + group() * (64 * BK * 2));
+    }
+
+    /* With adapters the products always add: ptxas makes them wait for each other where it does not
+     * see which one comes first. */
+    template <int N> __device__ static void clear(float (&sums)[N])
+    {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            sums[i] = 0.f;
+        wgmma_hold(sums);
+    }
+
+    __device__ void multiply_block(float *acc, uint32_t s, bool first) const
+    {
+        uint64_t x = x_tile(s), w = swizzled_tile(stage(s) + S::X_BYTES);
 #pragma unroll
         for (int k = 0; k < BK / 16; k++)
-            Wgmma<BN>::run(acc, x + 2 * k, w + 2 * k, k > 0 || !first);
-        wgmma_commit();
+            Wgmma<BN>::run(acc, x + 2 * k, w + 2 * k, LORA || k > 0 || !first);
     }
 
-    __device__ void multiply_items(float (&acc)[BN / 2], uint32_t group, uint32_t &items) const
+    __device__ void multiply_blocks(float (&acc)[BN / 2], Turn &t, uint32_t n) const
     {
-        for (;; items++) {
-            uint32_t s = items % EXTRA, kind;
-            barrier_wait(item_full(s), items / EXTRA & 1);
-            asm volatile("ld.shared.u32 %0, [%1];" : "=r"(kind) : "r"(item_kind(s)) : "memory");
-            kind = __shfl_sync(0xffffffffu, kind, 0);
-            if (kind) {
-                uint64_t v = plain_tile(item(s) + group * (64 * 32));
-                uint64_t b = plain_tile(item(s) + S::V_BYTES);
-                wgmma_fence();
-                Wgmma<BN>::run(acc, v, b, 1);
-                wgmma_commit();
-                wgmma_wait<0>();
+        uint32_t before = 0;
+        for (uint32_t b = 0; b < n; b++, R::advance(t)) {
+            barrier_wait(full(t.s), t.parity);
+            wgmma_fence();
+            multiply_block(acc, t.s, b == 0);
+            wgmma_commit();
+            if (b > 0) {
+                wgmma_wait<1>();
+                release(empty(before));
             }
-            if (lane == 0)
-                barrier_arrive(item_empty(s));
-            if (!kind)
-                break;
+            before = t.s;
         }
-        items++;
+        wgmma_wait<0>();
         wgmma_hold(acc);
+        if (n > 0)
+            release(empty(before));
+    }
+
+    // ---- a share of v
+
+    /* Waits for A of a k-block; its place for these rows. The other rows' place is given back. */
+    __device__ uint32_t wait_a(uint32_t &items, uint32_t n_places) const
+    {
+        uint32_t mine = 0;
+        for (uint32_t w = 0; w < n_places; w++, items++) {
+            uint32_t s = items % PLACES;
+            barrier_wait(item_full(s), items / PLACES & 1);
+            if (n_places == 1 || w == group())
+                mine = s;
+            else
+                release(item_empty(s));
+        }
+        return mine;
+    }
+
+    /* Blocks against A, too; then the sums go to this tile's plane. */
+    template <int N>
+    __device__ void multiply_share(float (&acc)[BN / 2], Turn &t, uint32_t &items, uint32_t n,
+                                   Place p) const
+    {
+        float v[N / 2];
+        clear(v);
+        uint32_t before = 0, a_before = 0, n_places = table->n_places;
+        for (uint32_t b = 0; b < n; b++, R::advance(t)) {
+            barrier_wait(full(t.s), t.parity);
+            uint32_t s = wait_a(items, n_places);
+            uint64_t x = x_tile(t.s), at = swizzled_tile(item(s));
+            wgmma_fence();
+            multiply_block(acc, t.s, b == 0);
+#pragma unroll
+            for (int k = 0; k < BK / 16; k++)
+                Wgmma<N>::run(v, x + 2 * k, at + 2 * k, 1);
+            wgmma_commit();
+            if (b > 0) {
+                wgmma_wait<1>();
+                release(empty(before));
+                release(item_empty(a_before));
+            }
+            before = t.s;
+            a_before = s;
+        }
+        wgmma_wait<0>();
+        wgmma_hold(acc);
+        wgmma_hold(v);
+        release(empty(before));
+        release(item_empty(a_before));
+        store_sums<N>(v, p, n_places == 2 ? group() : 0);
+    }
+
+    template <int N>
+    __device__ void store_sums(const float (&v)[N / 2], Place p, uint32_t place) const
+    {
+        float *plane = a.g.planes + (size_t)p.tile * a.g.t * a.g.v_width;
+        uint32_t row = group() * 64 + warp % 4 * 16 + lane / 4;
+#pragma unroll
+        for (int j = 0; j < N / 8; j++) {
+            const ShareGroup &g = table->groups[place][j / 2];
+            if (j / 2 >= (int)table->n[place])
+                break;
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                uint32_t r = row + h * 8, column = g.column + j % 2 * 8 + lane % 4 * 2;
+                if (r >= g.first && r < g.last)
+                    *(float2 *)(plane + (size_t)(p.row0 + r) * a.g.v_width + column) =
+                        make_float2(v[j * 4 + h * 2], v[j * 4 + h * 2 + 1]);
+            }
+        }
+    }
+
+    __device__ void run_share(float (&acc)[BN / 2], Turn &t, uint32_t &items, Place p,
+                              uint32_t number) const
+    {
+        uint32_t n = R::share_blocks(p);
+        barrier_wait(R::table_full(), number & 1);
+        uint32_t wide = table->n_places == 2 ? max(table->n[0], table->n[1]) : table->n[0];
+        if (table->n_places == 0)
+            multiply_blocks(acc, t, n);
+        else if (wide <= 1)
+            multiply_share<16>(acc, t, items, n, p);
+        else if (wide == 2)
+            multiply_share<32>(acc, t, items, n, p);
+        else
+            multiply_share<64>(acc, t, items, n, p);
+        release(R::share_done());
+    }
+
+    // ---- v B^T of a tile
+
+    /* A thread's accumulators of 8 columns lie as the sums of mma.m16n8k16 do. */
+    __device__ void add_step(float (&acc)[BN / 2], uint32_t v_at, uint32_t b_at) const
+    {
+        uint32_t row = group() * 64 + warp % 4 * 16;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            uint32_t v[4], at = b_at + h * S::B_HALF + lane * 8;
+            ldmatrix_x4(v, v_at + h * V_HALF + (row / 8 + (lane >> 3 & 1)) * 256 +
+                               (lane >> 4) * 128 + lane % 8 * 16);
+#pragma unroll
+            for (int i = 0; i < S::HALF / 16; i++) {
+                uint32_t low[2], high[2], b[2];
+                load_shared_8(low, at + i * 512);
+                load_shared_8(high, at + i * 512 + 256);
+                float *sums = acc + (h * S::HALF / 8 + 2 * i) * 4;
+                b[0] = low[0], b[1] = high[0];
+                mma_16816(sums, v, b);
+                b[0] = low[1], b[1] = high[1];
+                mma_16816(sums + 4, v, b);
+            }
+        }
+    }
+
+    __device__ static void load_shared_8(uint32_t w[2], uint32_t address)
+    {
+        asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                     : "=r"(w[0]), "=r"(w[1])
+                     : "r"(address)
+                     : "memory");
+    }
+
+    __device__ void add_adapters(float (&acc)[BN / 2], uint32_t &items) const
+    {
+        uint32_t row = group() * 64 + warp % 4 * 16;
+        for (bool last = false; !last;) {
+            uint32_t s = items % PLACES, rows;
+            barrier_wait(item_full(s), items++ / PLACES & 1);
+            asm volatile("ld.shared.u32 %0, [%1];" : "=r"(rows) : "r"(R::item_rows(s)) : "memory");
+            rows = __shfl_sync(0xffffffffu, rows, 0);
+            uint32_t first = rows & 255, end = rows >> 8 & 255;
+            last = rows >> 16;
+            if (end) {
+                uint32_t s_b = items % PLACES;
+                barrier_wait(item_full(s_b), items++ / PLACES & 1);
+                if (first < row + 16 && end > row)
+                    add_step(acc, item(s), item(s_b));
+                release(item_empty(s_b));
+            }
+            release(item_empty(s));
+        }
     }
 
     __device__ void multiply_all() const
     {
-        uint32_t s = 0, parity = 0, items = 0, blocks = (a.g.k + BK - 1) / BK;
-        uint32_t group = warp / 4 - 1;
-        float acc[BN / 2];
-        for (uint32_t i = first_tile(); i < a.n_tiles; i += tile_step()) {
-            uint32_t before = 0;
-            for (uint32_t b = 0; b < blocks; b++) {
-                barrier_wait(full(s), parity);
-                multiply_block(acc, s, group, b == 0);
-                if (b > 0) {
-                    wgmma_wait<1>();
-                    release(before);
-                }
-                before = s;
-                if (++s == S::STAGES) {
-                    s = 0;
-                    parity ^= 1;
-                }
-            }
-            wgmma_wait<0>();
-            wgmma_hold(acc);
-            release(before);
+        Turn t = {0, 0};
+        uint32_t items = 0, shares = 0;
+        for (uint32_t i = blockIdx.x; i < a.n_tiles; i += gridDim.x) {
+            float acc[BN / 2];
+            Place p = R::place(i);
             if (LORA)
-                multiply_items(acc, group, items);
-            store(acc, place(i), group);
+                clear(acc);
+            if (LORA && R::has_share(p)) {
+                uint32_t at = R::share_at(p);
+                multiply_blocks(acc, t, at);
+                run_share(acc, t, items, p, shares++);
+                multiply_blocks(acc, t, a.blocks - at - R::share_blocks(p));
+            } else {
+                multiply_blocks(acc, t, a.blocks);
+            }
+            if (LORA)
+                add_adapters(acc, items);
+            store(acc, p);
         }
     }
 
@@ -361,11 +293,11 @@ template <int BN, int CLUSTER, bool GLU, bool LORA> struct Product {
         return pack_bf16(acc[i], acc[i + 1]);
     }
 
-    __device__ void store(const float (&acc)[BN / 2], Place p, uint32_t group) const
+    __device__ void store(const float (&acc)[BN / 2], Place p) const
     {
         constexpr int WIDTH = GLU ? BN / 2 : BN;
         uint32_t width = GLU ? a.g.n / 2 : a.g.n;
-        uint32_t row = p.row0 + rank * BM + group * 64 + warp % 4 * 16 + lane / 4;
+        uint32_t row = p.row0 + group() * 64 + warp % 4 * 16 + lane / 4;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             uint32_t t = row + h * 8;
@@ -384,36 +316,32 @@ template <int BN, int CLUSTER, bool GLU, bool LORA> struct Product {
     }
 };
 
-template <int BN, int CLUSTER, bool GLU, bool LORA>
+template <int BN, bool GLU, bool LORA>
 __global__ void __launch_bounds__(THREADS, 1)
     prefill_kernel(const __grid_constant__ CUtensorMap x_map,
-                   const __grid_constant__ CUtensorMap w_map, const __grid_constant__ Args a)
+                   const __grid_constant__ CUtensorMap w_map, const __grid_constant__ PrefillArgs a)
 {
     extern __shared__ uint8_t smem[];
-    Product<BN, CLUSTER, GLU, LORA> p(a, (shared_address(smem) + 1023) & ~1023u);
+    Ring<BN, GLU> ring(a, smem);
     if (threadIdx.x == 0) {
         tma_prefetch(&x_map);
         tma_prefetch(&w_map);
     }
-    p.init();
+    ring.init();
     pdl_launch_dependents();
-    if (p.warp < 4) {
+    if (ring.warp < 4) {
         registers_down<56>();
-        if (p.warp == 0 && p.lane == 0) {
+        if (ring.warp == 0 && ring.lane == 0) {
             pdl_wait();
-            p.copy(&x_map, &w_map);
+            Product<BN, GLU, LORA>(ring).copy(&x_map, &w_map);
         }
-        if (LORA && p.warp > 0) {
+        if (LORA && ring.warp > 0) {
             pdl_wait();
-            p.gather_all();
+            Loader<BN, GLU>(ring).run();
         }
     } else {
         registers_up<224>();
-        p.multiply_all();
-    }
-    if (CLUSTER > 1) { // the other CTA may still write here
-        __syncwarp();
-        cluster_sync();
+        Product<BN, GLU, LORA>(ring).multiply_all();
     }
 }
 
@@ -425,13 +353,26 @@ int describe(CUtensorMap *map, const void *data, uint32_t rows, uint32_t k, uint
     return describe_tensor(map, data, 2, dims, pitch, box);
 }
 
-uint32_t group_rows = 2048;
+constexpr uint32_t GROUP_ROWS = 2048;
 
-template <int BN, int CLUSTER, bool GLU, bool LORA>
-int launch(const cu_prefill *g, cudaStream_t stream)
+/* How v is shared out: to as many tiles of a row of tiles as have CTAs at once. */
+void share_out(PrefillArgs *a, uint32_t ctas)
 {
-    using S = Shape<BN>;
-    auto kernel = prefill_kernel<BN, CLUSTER, GLU, LORA>;
+    uint32_t rows = a->n_rows_of_tiles < a->group ? a->n_rows_of_tiles : a->group;
+    uint32_t n = a->n_tiles / a->n_rows_of_tiles, most = ctas / rows;
+    n = n < SHARES ? n : SHARES;
+    n = n < most ? n : most;
+    n = n < a->g.max_planes ? n : a->g.max_planes;
+    a->share = (a->blocks + n - 1) / n;
+    a->shares = (a->blocks + a->share - 1) / a->share;
+    // x is read from 8 places at once then: from L2, if it is not much.
+    a->turn = (uint64_t)rows * BM * a->g.k * 2 <= 24u << 20;
+}
+
+template <int BN, bool GLU, bool LORA> int launch(const cu_prefill *g, cudaStream_t stream)
+{
+    using S = PrefillShape<BN>;
+    auto kernel = prefill_kernel<BN, GLU, LORA>;
     static bool ready[16];
     CUtensorMap x_map, w_map;
     int rc = describe(&x_map, g->x, g->t, g->k, BM);
@@ -439,37 +380,34 @@ int launch(const cu_prefill *g, cudaStream_t stream)
     rc = rc ? rc : (int)allow_shared(kernel, S::BYTES, ready);
     if (rc)
         return rc;
-    uint32_t rows = (g->t + BM * CLUSTER - 1) / (BM * CLUSTER);
+    uint32_t rows = (g->t + BM - 1) / BM;
     uint32_t width = GLU ? S::HALF : BN, n = GLU ? g->n / 2 : g->n;
-    Args a = {*g, rows, rows * ((n + width - 1) / width), group_rows / (BM * CLUSTER), 1.f, 0.f};
+    PrefillArgs a = {*g,
+                     rows,
+                     rows * ((n + width - 1) / width),
+                     GROUP_ROWS / BM,
+                     1.f,
+                     0.f,
+                     0,
+                     (g->k + BK - 1) / BK,
+                     0,
+                     false};
     if (g->epilogue == CU_GELU) {
         a.linear = 2 * 0.7978845608028654f;
         a.cubic = a.linear * 0.044715f;
     }
-    uint32_t clusters = g->n_ctas / CLUSTER;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((clusters < a.n_tiles ? clusters : a.n_tiles) * CLUSTER);
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = S::BYTES;
-    config.stream = stream;
-    cudaLaunchAttribute attributes[2];
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = CLUSTER;
-    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-    config.attrs = attributes;
-    config.numAttrs = CLUSTER > 1 ? 2 : 1;
-    return cudaLaunchKernelEx(&config, kernel, x_map, w_map, a);
+    uint32_t ctas = g->n_ctas < a.n_tiles ? g->n_ctas : a.n_tiles;
+    if (LORA && g->planes)
+        share_out(&a, ctas);
+    return launch_pdl(kernel, dim3(ctas), dim3(THREADS), S::BYTES, stream, x_map, w_map, a);
 }
 
-template <int BN, int CLUSTER> int launch_as(const cu_prefill *g, cudaStream_t stream)
+template <int BN> int launch_as(const cu_prefill *g, cudaStream_t stream)
 {
     if (g->epilogue == CU_STORE)
-        return g->segments ? launch<BN, CLUSTER, false, true>(g, stream)
-                           : launch<BN, CLUSTER, false, false>(g, stream);
-    return g->segments ? launch<BN, CLUSTER, true, true>(g, stream)
-                       : launch<BN, CLUSTER, true, false>(g, stream);
+        return g->segments ? launch<BN, false, true>(g, stream)
+                           : launch<BN, false, false>(g, stream);
+    return g->segments ? launch<BN, true, true>(g, stream) : launch<BN, true, false>(g, stream);
 }
 
 } // namespace
@@ -478,17 +416,13 @@ extern "C" int cu_gemm_prefill(const struct cu_prefill *g, cudaStream_t stream)
 {
     if (g->k % 8 || g->n % 16 || (g->epilogue != CU_STORE && g->n % 32))
         return cudaErrorInvalidValue;
+    if (g->planes && (!g->max_planes || g->n_ctas < GROUP_ROWS / BM))
+        return cudaErrorInvalidValue;
     uint32_t rows = (g->t + BM - 1) / BM;
     auto waves = [&](uint32_t width) {
         return (rows * ((g->n + width - 1) / width) + g->n_ctas - 1) / g->n_ctas;
     };
     // Narrow tiles cost 0.62 of a wide one, not 0.5.
-    int tile = g->tile ? g->tile : waves(256) * 100 <= waves(128) * 62 ? 4 : 1;
-    if (tile == 1)
-        return launch_as<128, 1>(g, stream);
-    if (tile == 2)
-        return launch_as<128, 2>(g, stream);
-    if (tile == 4)
-        return launch_as<256, 1>(g, stream);
-    return launch_as<256, 2>(g, stream);
+    bool wide = g->tile ? g->tile == 256 : waves(256) * 100 <= waves(128) * 62;
+    return wide ? launch_as<256>(g, stream) : launch_as<128>(g, stream);
 }

@@ -3,7 +3,7 @@
  * sm_90a. Included only by files that are compiled for sm_90a alone.
  *
  * Tiles that wgmma reads: rows of 64 bf16 (128 bytes), swizzled by 128 bytes as the copy engine
- * writes them; or, without a swizzle, pieces of 8 rows x 16 bytes behind each other.
+ * writes them.
  */
 #ifndef KERNELS_CUDA_HOPPER_CUH
 #define KERNELS_CUDA_HOPPER_CUH
@@ -40,16 +40,6 @@ __device__ __forceinline__ void barrier_arrive(uint32_t bar)
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
-/* The same barrier of another CTA of the cluster. */
-__device__ __forceinline__ void barrier_arrive_at(uint32_t bar, uint32_t cta)
-{
-    asm volatile("{\n.reg .b32 remote;\n"
-                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(bar),
-                 "r"(cta)
-                 : "memory");
-}
-
 __device__ __forceinline__ bool barrier_try(uint32_t bar, uint32_t parity)
 {
     uint32_t done;
@@ -62,37 +52,45 @@ __device__ __forceinline__ bool barrier_try(uint32_t bar, uint32_t parity)
     return done != 0;
 }
 
-/* Until the phase of that parity is over. With LORA_BOUNDED_WAITS a wait that does not end is
- * reported and ends the kernel. */
-__device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity)
+/* The same without waiting at all: barrier_try may sleep for a while. */
+__device__ __forceinline__ bool barrier_test(uint32_t bar, uint32_t parity)
+{
+    uint32_t done;
+    asm volatile("{\n.reg .pred p;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(bar), "r"(parity)
+                 : "memory");
+    return done != 0;
+}
+
+/* Waits until done() is true. With LORA_BOUNDED_WAITS one that takes two seconds is reported and
+ * ends the kernel. */
+template <typename Done>
+__device__ __forceinline__ void wait_until(Done done, uint32_t what, uint32_t want)
 {
 #ifdef LORA_BOUNDED_WAITS
     uint64_t begin, now;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
     do {
-        if (barrier_try(bar, parity))
+        if (done())
             return;
         asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
     } while (now - begin < 2000000000ull);
-    printf("stuck: cta %d thread %d barrier %u parity %u\n", (int)blockIdx.x, (int)threadIdx.x, bar,
-           parity);
+    printf("stuck: cta %d thread %d waits at %u for %u\n", (int)blockIdx.x, (int)threadIdx.x, what,
+           want);
     __trap();
 #else
-    while (!barrier_try(bar, parity)) {
+    while (!done()) {
     }
 #endif
 }
 
-__device__ __forceinline__ uint32_t cluster_rank()
+/* Until the phase of that parity is over. */
+__device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity)
 {
-    uint32_t r;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-    return r;
-}
-
-__device__ __forceinline__ void cluster_sync()
-{
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+    wait_until([=] { return barrier_try(bar, parity); }, bar, parity);
 }
 
 /* Ordinary writes to shared memory before it are seen by wgmma and the copy engine after it. */
@@ -125,16 +123,6 @@ __device__ __forceinline__ void tma_load(uint32_t dst, const CUtensorMap *map, u
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%3, %4}], [%2];" ::"r"(dst),
                  "l"(map), "r"(bar), "r"(column), "r"(row)
-                 : "memory");
-}
-
-/* The same into the same place of every CTA in `mask`, counted on the same barrier of each. */
-__device__ __forceinline__ void tma_load_all(uint32_t dst, const CUtensorMap *map, uint32_t bar,
-                                             uint32_t column, uint32_t row, uint16_t mask)
-{
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(dst),
-                 "l"(map), "r"(bar), "r"(column), "r"(row), "h"(mask)
                  : "memory");
 }
 
@@ -191,12 +179,6 @@ __device__ __forceinline__ uint64_t swizzled_tile(uint32_t address)
            (uint64_t)1 << 62;
 }
 
-/* 16 in k, pieces of 8 rows x 16 bytes: two neighbours in k, then the next 8 rows. */
-__device__ __forceinline__ uint64_t plain_tile(uint32_t address)
-{
-    return (uint64_t)(address >> 4 & 0x3fff) | (uint64_t)8 << 16 | (uint64_t)16 << 32;
-}
-
 /* The same tile as the other operand: its rows are k, its 64 columns n; n goes on `next` bytes
  * further; a step of 16 in k adds 128. */
 __device__ __forceinline__ uint64_t turned_tile(uint32_t address, uint32_t next)
@@ -211,6 +193,29 @@ __device__ __forceinline__ uint64_t turned_tile(uint32_t address, uint32_t next)
 
 /* d[64 x N] = a[64 x 16] b[N x 16]^T + (add ? d : 0); N / 2 accumulators a thread. */
 template <int N> struct Wgmma;
+
+template <> struct Wgmma<16> {
+    static __device__ __forceinline__ void run(float *d, uint64_t a, uint64_t b, int add)
+    {
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
+                     "%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, p, 1, 1, 0, 0;\n}"
+                     : LORA_F4(0), LORA_F4(4)
+                     : "l"(a), "l"(b), "r"(add));
+    }
+};
+
+template <> struct Wgmma<32> {
+    static __device__ __forceinline__ void run(float *d, uint64_t a, uint64_t b, int add)
+    {
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+                     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+                     "%16, %17, p, 1, 1, 0, 0;\n}"
+                     : LORA_F16(0)
+                     : "l"(a), "l"(b), "r"(add));
+    }
+};
 
 template <> struct Wgmma<64> {
     static __device__ __forceinline__ void run(float *d, uint64_t a, uint64_t b, int add)

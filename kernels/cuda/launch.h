@@ -269,6 +269,10 @@ int cu_shrink(const struct cu_gemm *g, const uint32_t *item_segment, const uint3
 /* gemm_prefill: y = x W^T, with adapters + v B^T, on Hopper (compute capability 9.0), any T.
  * CU_STORE: y bf16 [T, N]; else N / 2 gates and ups, y bf16 [T, N / 2] = f(gate) up.
  * N a multiple of 16 (32 with gates), K of 8, first outputs of modules of 16. */
+enum {
+    CU_PREFILL_GROUPS = 4, // of 16 ranks
+    CU_PREFILL_SHARES = 8,
+};
 enum cu_epilogue { CU_STORE, CU_SILU, CU_GELU };
 struct cu_prefill {
     const void *w, *x; // bf16 [N, K], [T, K]
@@ -280,10 +284,16 @@ struct cu_prefill {
     uint32_t site_stride;
     const uint32_t *n_segments;
     const uint32_t *columns; // [segment]: first column of its v, a multiple of 16
-    const void *v16;         // bf16 [T, v_width], scaled; ranks rounded up to 16 with zeros
+    void *v16;               // bf16 [T, v_width], scaled; ranks rounded up to 16 with zeros
     uint32_t v_width;        // a multiple of 16
     uint32_t next_k;         // inputs of the site behind `sites`, whose A is fetched into L2
-    int tile;
+    /* NULL: v16 is given. Else it is computed here, for adapters that bring at most
+     * CU_PREFILL_GROUPS n_groups to any 64 rows from a multiple of 64 on: */
+    float *planes; // [max_planes][T, v_width]
+    uint32_t max_planes;
+    uint32_t *ready; // [ceil(T / 128)][2 CU_PREFILL_SHARES] words that no launch before set to
+    uint32_t epoch;
+    uint32_t tile; // outputs of a tile: 128, 256; 0: whichever is faster
 };
 int cu_gemm_prefill(const struct cu_prefill *g, cudaStream_t stream);
 

@@ -74,6 +74,7 @@ static size_t list_wanted(struct device_model *m, const struct model_config *c,
     WANT(counts_scratch, logits * max_vocab * 4);
     WANT(v, v_rows * V_COLUMNS * 4);
     WANT(v16, v_rows * V_COLUMNS * 2);
+    WANT(v_ready, (rows + 127) / 128 * 2 * CU_PREFILL_SHARES * 4);
     WANT(trig, 2 * rows * c->rotary_dim * 4);
     WANT(partial, (uint64_t)CUDA_MAX_SPLIT * l->max_sequences * c->n_heads * (c->head_dim + 2) * 4);
     WANT(arrived, (uint64_t)l->max_sequences * c->n_kv_heads * 4);

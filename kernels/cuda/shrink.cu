@@ -7,8 +7,7 @@
  * The splits of an item are one cluster on Hopper, which sums through its shared memory; elsewhere
  * they write planes, which a second kernel sums. Either way in a fixed order.
  */
-#include "kernels/cuda/common.cuh"
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/shrink.cuh"
 
 using namespace lora;
 
@@ -49,20 +48,6 @@ struct Item {
     const cu_site *site;
     uint32_t k0, k1;
 };
-
-/* Row c of a site's stacked A as its column of v16, and the zeros up to the next module's. */
-__device__ void store_v16(const cu_site &site, uint32_t c, float sum, float scale, bf16 *v)
-{
-    for (uint32_t k = 0; k < site.n_parts; k++) {
-        const cu_part &p = site.parts[k];
-        uint32_t r = c - p.col0;
-        if (r >= p.rank)
-            continue;
-        v[p.col16 + r] = __float2bfloat16(sum * p.scale * scale);
-        for (uint32_t pad = p.rank; r + 1 == p.rank && pad % 16; pad++)
-            v[p.col16 + pad] = __float2bfloat16(0.f);
-    }
-}
 
 struct Tile {
     const cu_gemm &g;

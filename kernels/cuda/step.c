@@ -364,6 +364,8 @@ static int fill_lists(struct device_model *m, struct cuda_flight *f, const struc
                          base + 3 * m->max_items};
     uint32_t *blocks[2] = {base + 4 * m->max_items, base + 4 * m->max_items + m->max_blocks};
     uint32_t n = 0, n_head = 0, n_blocks = 0;
+    if (run->rows > CU_SMALL_ROWS)
+        cuda_count_groups(m, s, run);
     for (uint32_t i = 0; i < s->n_segments && run->rows > CU_SMALL_ROWS; i++)
         n = list_items(rows[0], rows[1], n, i, s->segments[i].n_rows, CU_SHRINK_ROWS);
     for (uint32_t i = 0; i < s->n_head_segments && run->logits > CU_SMALL_ROWS; i++)
