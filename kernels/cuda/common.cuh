@@ -53,13 +53,22 @@ __device__ __forceinline__ void cp_async_4(uint32_t dst, const void *src, uint32
                  : "memory");
 }
 
-/* The same for a stream that is read once: 256-byte prefetch into L2, evicted first. */
+/* For what is read once: the first to leave L2, so that what is read again stays there. */
+__device__ __forceinline__ uint64_t read_once_policy()
+{
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+/* cp_async_16 for a stream that is read once, with 256 bytes into L2. */
 __device__ __forceinline__ void cp_async_16_stream(uint32_t dst, const void *src,
                                                    uint32_t src_bytes)
 {
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(dst), "l"(src),
-                 "r"(src_bytes)
-                 : "memory");
+    asm volatile(
+        "cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2, %3;" ::"r"(dst),
+        "l"(src), "r"(src_bytes), "l"(read_once_policy())
+        : "memory");
 }
 
 /* ---- mbarriers: phases of a stage in shared memory; parity is that of the phase waited for ----
@@ -98,15 +107,58 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
 #endif
 }
 
-/* 16 bytes that are read once, past L1. */
+/* 16 bytes that are read once. */
 __device__ __forceinline__ uint4 load_stream_16(const void *p)
 {
     uint4 v;
-    asm volatile("ld.global.cg.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+    asm volatile("ld.global.L2::cache_hint.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4], %5;"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p)
+                 : "l"(p), "l"(read_once_policy())
                  : "memory");
     return v;
+}
+
+/* A line of 128 bytes into L2; only a hint. Next to a kernel that streams weights, many small bulk
+ * prefetches hold up what is asked for behind them; these do not. */
+__device__ __forceinline__ void prefetch_line(const void *p)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+/* Asks for bytes (a multiple of 16, from an aligned address on) to be in L2 soon; only a hint. */
+__device__ __forceinline__ void prefetch_l2(const void *p, uint32_t bytes)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+#endif
+}
+
+/* ---- clusters, of compute capability 9.0 on: all threads arrive, then wait for all others ---- */
+
+__device__ __forceinline__ void cluster_arrive()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void cluster_wait()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+/* To shared memory of another CTA of the cluster. */
+__device__ __forceinline__ void store_to_cta(uint32_t address, uint32_t cta, float v)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{ .reg .b32 remote;\n"
+                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
+                 "st.shared::cluster.f32 [remote], %2; }" ::"r"(address),
+                 "r"(cta), "f"(v)
+                 : "memory");
+#endif
 }
 
 __device__ __forceinline__ void cp_async_commit()
@@ -217,6 +269,36 @@ inline cudaError_t launch_pdl(void (*kernel)(Params...), dim3 grid, dim3 block, 
     attribute.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &attribute;
     config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, kernel, Params(args)...);
+}
+
+/* Whether the current device has clusters. */
+inline bool cluster_supported()
+{
+    int device = 0, has = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&has, cudaDevAttrClusterLaunch, device) == cudaSuccess && has;
+}
+
+/* The same with clusters of `cluster` CTAs that follow each other in z. */
+template <typename... Params, typename... Args>
+inline cudaError_t launch_pdl_cluster(void (*kernel)(Params...), dim3 grid, dim3 block,
+                                      size_t shared_bytes, cudaStream_t stream, uint32_t cluster,
+                                      Args... args)
+{
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    cudaLaunchAttribute attributes[2];
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
+    attributes[1].val.clusterDim.z = cluster;
+    config.attrs = attributes;
+    config.numAttrs = cluster > 1 ? 2 : 1;
     return cudaLaunchKernelEx(&config, kernel, Params(args)...);
 }
 

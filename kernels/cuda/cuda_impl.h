@@ -193,6 +193,8 @@ struct device_model {
     float *x, *y, *post, *v, *trig, *logits, *changed, *partial, *ss;
     uint32_t *arrived;
     uint32_t *counts_scratch;
+    uint32_t *asked;              // device [site_stride]: cu_gemm.asked
+    const uint32_t *asked_before; // of the last small GEMM queued, NULL at a step's start
     void *h, *q, *attn, *act, *head_h, *y16, *v16;
     uint32_t *v_ready, v_epoch; // of gemm_prefill; v_epoch: of its last launch
     size_t v_floats, y_floats;

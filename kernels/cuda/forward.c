@@ -167,8 +167,13 @@ static int linear(struct device_model *m, const struct cuda_run *run, const stru
         e->v_width = g.s_width = m->v_width_small;
         g.plan = m->plans[set] + idx;
         g.n_ctas = (uint32_t)m->be->n_sms;
+        e->asked = g.asked = m->asked + idx;
+        e->enough = g.n_ctas / 2;
+        g.asked_before = m->asked_before;
+        m->asked_before = g.asked;
         CUDA_TRY(cu_gemm_small(&g, m->compute));
     } else {
+        m->asked_before = NULL;
         CUDA_TRY(
             cuda_linear_large(m, run, s->shrink, site, &g, site == SITE_HEAD ? head_y : NULL, e));
     }
@@ -202,17 +207,17 @@ static struct cu_pages pages_of(const struct device_model *m, const struct cuda_
 static struct cu_attention attention_of(const struct device_model *m, const struct cuda_run *run,
                                         const struct cu_heads *heads)
 {
-    // CTAs for the card about twice over; whole contexts as soon as they fill it once.
+    // A CTA a multiprocessor, as long as there is one for every row's every head.
     uint32_t ctas = heads->n_kv_heads * (run->n_decode ? run->n_decode : 1);
-    uint32_t splits =
-        ctas * 3 >= (uint32_t)m->be->n_sms * 4 ? 1 : 2 * (uint32_t)m->be->n_sms / ctas + 1;
+    uint32_t splits = (uint32_t)m->be->n_sms / ctas > 1 ? (uint32_t)m->be->n_sms / ctas : 1;
     return (struct cu_attention){.heads = *heads,
                                  .pages = pages_of(m, run),
                                  .q = m->q,
                                  .out = m->attn,
                                  .partial = m->partial,
                                  .arrived = m->arrived,
-                                 .n_split = splits < CUDA_MAX_SPLIT ? splits : CUDA_MAX_SPLIT};
+                                 .n_split = splits < CUDA_MAX_SPLIT ? splits : CUDA_MAX_SPLIT,
+                                 .n_sms = (uint32_t)m->be->n_sms};
 }
 
 /* Rows that decode complete their own part of qkv. */
@@ -329,6 +334,7 @@ static int layer_forward(struct device_model *m, const struct cuda_run *run, con
     CUDA_TRY(linear(m, run, s, layer, SITE_O, m->attn, &e));
     CUDA_TRY(end_residual(m, run, s, &e, layer, NORM_ATTN_POST, &mlp, fold && !moe));
     if (moe) {
+        m->asked_before = NULL;
         CUDA_TRY(cuda_moe_forward(m, run, &s->r, s->columns, layer, &e));
     } else {
         int gelu = c->activation == ACTIVATION_GELU_TANH;
@@ -415,10 +421,11 @@ int cuda_forward(struct device_model *m, const struct cuda_run *run)
     const struct model_config *c = m->config;
     struct space rows = rows_space(m, run), head = head_space(m, run);
     struct cu_norm first = norm_of(m, run, 0, NORM_ATTN);
+    m->asked_before = NULL;
     CUDA_TRY(plan(m, run, &rows, &head));
-    CUDA_TRY(cu_begin(&rows.r, meta_at(run, run->at.tokens), m->tokens, m->prev_ids, m->n_ropes,
-                      m->n_regimes, c->rotary_dim, m->inv_freq, m->rope_scales, m->trig,
-                      m->compute));
+    CUDA_TRY(cu_begin(&rows.r, m->asked, m->site_stride, meta_at(run, run->at.tokens), m->tokens,
+                      m->prev_ids, m->n_ropes, m->n_regimes, c->rotary_dim, m->inv_freq,
+                      m->rope_scales, m->trig, m->compute));
     CUDA_TRY(cu_embed(&rows.r, m->embed.data, c->vocab_size, c->d_model, (float)c->embed_scale,
                       m->embeds, run->kinds, m->x, m->compute));
     CUDA_TRY(cu_norm_rows(&rows.r, run->rows, NULL, m->x, NULL, c->d_model, NULL, &first, m->h,
@@ -439,9 +446,9 @@ int cuda_op_begin(struct device_model *m, const struct cuda_run *run)
 {
     struct space rows = rows_space(m, run), head = head_space(m, run);
     CUDA_TRY(plan(m, run, &rows, &head));
-    return cu_begin(&rows.r, meta_at(run, run->at.tokens), m->tokens, m->prev_ids, m->n_ropes,
-                    m->n_regimes, m->config->rotary_dim, m->inv_freq, m->rope_scales, m->trig,
-                    m->compute);
+    return cu_begin(&rows.r, m->asked, m->site_stride, meta_at(run, run->at.tokens), m->tokens,
+                    m->prev_ids, m->n_ropes, m->n_regimes, m->config->rotary_dim, m->inv_freq,
+                    m->rope_scales, m->trig, m->compute);
 }
 
 int cuda_op_embed(struct device_model *m, const struct cuda_run *run, float *x)
@@ -458,6 +465,7 @@ int cuda_op_linear(struct device_model *m, const struct cuda_run *run, bool head
     struct space s = space_of(m, run, head);
     struct cuda_run alone = *run;
     alone.single = true;
+    m->asked_before = NULL;
     return linear(m, &alone, &s, layer, site, x, e);
 }
 

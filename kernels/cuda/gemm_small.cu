@@ -13,18 +13,23 @@
  *
  * T <= 16: blocks of 64 outputs x 128 inputs, warps 4 x 2 (outputs x k); else 128 x 64, warps 8 x
  * 1, so that x is read from L2 half as often. A chunks: 16 rows of A x 1024 inputs (2048 when there
- * are many) for at most two tiles of 8 tokens.
+ * are many) for at most 16 tokens.
  *
  * A CTA takes nearly all of a multiprocessor's shared memory, so that there is one on each, and
  * starts when the GEMM before it leaves: while the kernels between the two run, it fills its ring
- * with weights, which do not depend on them. Stages are handed over by mbarriers, and a stage is
+ * with weights, which do not depend on them, as soon as most CTAs of that GEMM have asked for their
+ * last bytes, and one or two blocks at a time: what is asked for at once stands in the memory's
+ * queues before what those kernels ask for. Stages are handed over by mbarriers, and a stage is
  * asked for two blocks after it was read, so that no warp waits for another; a block must take well
- * below the time in which its bytes come, else a full ring is of no use.
+ * below the time in which its bytes come, else a full ring is of no use. The code is kept small: it
+ * is fetched through caches that all kernels of a layer share.
  *
  * H100 80GB, Llama-3.1-8B, 15.01 GB of weights a step (2026-11-28): see docs/PERFORMANCE.md for the
- * step. Tried: two CTAs a multiprocessor of 5 stages (5.15 ms at T = 1 with trivial kernels between
- * the GEMMs, but the scheduler puts two of one GEMM on a quarter of the multiprocessors, which are
- * late by 20 %); chunks of A first (5.48); launch_dependents at the last load (6.86).
+ * step. Tried: two CTAs a multiprocessor of 5 stages (the scheduler puts two of one GEMM on a
+ * quarter of the multiprocessors, which are late by 20 %); chunks of A first; launch_dependents at
+ * the last load; weights into L2 ahead of the ring (T = 1, ms a step: 5.88 without, 6.22 at 17 MB
+ * ahead, 7.98 at 34, where lines were read twice); all stages at once before the wait (5.85 against
+ * 5.72: the kernels between got slower by as much).
  */
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/launch.h"
@@ -37,16 +42,24 @@ namespace
 constexpr int THREADS = 256;
 constexpr int W_STAGE = 16384; // bytes of weights in a stage
 constexpr int MAX_BATCH = 64;  // chunk descriptors held at once
-constexpr uint32_t A_PIECES =
-    4; // of 64 inputs, in a stage of a chunk: 8 KB of A, then 4 or 8 KB of x
 
 struct Chunk {
     const uint8_t *a;      // 16 rows of A, row-major
     uint32_t n_a;          // valid ones
-    uint32_t row0, n_rows; // tokens
+    uint32_t row0, n_rows; // tokens, 16 at most
     uint32_t col;          // first column of s
     uint32_t plane;
-    uint32_t tile0, tile_shift; // first 8-token tile; it and the next when tile_shift is 1
+
+    /* log2 of the tokens that x has room for: 4, 8 or 16. */
+    __device__ uint32_t room() const
+    {
+        return n_rows <= 4 ? 2 : n_rows <= 8 ? 3 : 4;
+    }
+    /* Pieces of 64 inputs in a stage: 8 or 16 KB of A, then 4 or 8 KB of x. */
+    __device__ uint32_t pieces() const
+    {
+        return n_rows <= 4 ? 8 : 4;
+    }
 };
 
 template <int NT> struct Shape {
@@ -55,7 +68,7 @@ template <int NT> struct Shape {
     static constexpr int SUBS = WIDE ? 1 : 2;    // of 64 inputs
     static constexpr int X_STAGE = NT == 8 ? 8192 : 4096;
     static constexpr int STAGES = NT == 8 ? 8 : 9;
-    static constexpr int AHEAD = STAGES - 2; // stages asked for before they are needed
+    static constexpr int AHEAD = STAGES - 2; // stages asked for before they are needed, in the loop
     static constexpr int RING = STAGES * (W_STAGE + X_STAGE);
     static constexpr int RED = 4096;
     static constexpr int CHUNKS = MAX_BATCH * (int)sizeof(Chunk);
@@ -105,6 +118,7 @@ template <int NT> struct Worker {
             mbarrier_init(full + tid * 8, 2 * THREADS); // weights, then x
             mbarrier_init(empty + tid * 8, THREADS / 32);
         }
+        wait_turn();
         __syncthreads();
     }
 
@@ -234,6 +248,7 @@ template <int NT> struct Worker {
     __device__ uint32_t find_plane() const
     {
         uint32_t plane = 0, begin = base0 / n_kblocks * n_kblocks;
+#pragma unroll 1
         for (uint32_t c = blockIdx.x; g.plan->start[c] > begin; c--)
             plane += g.plan->start[c] > g.plan->start[c - 1];
         return plane;
@@ -278,6 +293,7 @@ template <int NT> struct Worker {
     __device__ Chunk find_chunk(uint32_t j) const
     {
         uint32_t index = blockIdx.x + j * gridDim.x, low = 0, high = *g.n_segments;
+#pragma unroll 1
         while (high - low > 1) {
             uint32_t mid = (low + high) / 2;
             if (g.plan->prefix[mid] <= index)
@@ -294,48 +310,51 @@ template <int NT> struct Worker {
         Chunk c;
         c.a = (const uint8_t *)site->a[group];
         c.n_a = min(16u, site->n_rows - group * 16);
-        c.tile0 = seg.row0 / 8 + pair * 2;
-        uint32_t end = seg.row0 + seg.n_rows;
-        c.row0 = max(seg.row0, c.tile0 * 8);
-        c.n_rows = min(end, c.tile0 * 8 + 16) - c.row0;
+        c.row0 = seg.row0 + pair * 16;
+        c.n_rows = min(16u, seg.row0 + seg.n_rows - c.row0);
         c.col = g.columns[low] + group * 16;
         c.plane = local % planes;
-        c.tile_shift = c.tile0 * 8 + 8 < end;
         return c;
     }
 
     __device__ void load_a(const Chunk &c, uint32_t stage, uint32_t piece0) const
     {
-        uint32_t k0 = c.plane * g.chunk_blocks * CU_TILE_K + piece0 * 64, pieces = A_PIECES;
-        uint32_t ws = w_stage(stage), xs = ws + pieces * 2048, col = tid & 7, shift = c.tile_shift;
+        uint32_t k0 = c.plane * g.chunk_blocks * CU_TILE_K + piece0 * 64, pieces = c.pieces();
+        uint32_t ws = w_stage(stage), xs = ws + pieces * 2048, col = tid & 7, room = c.room();
+#pragma unroll 1
         for (uint32_t r = tid >> 3; r < pieces * 16; r += THREADS / 8) {
             uint32_t k = k0 + (r >> 4) * 64 + col * 8;
             bool in = (r & 15) < c.n_a && k < g.k;
             const uint8_t *src = in ? c.a + ((size_t)(r & 15) * g.k + k) * 2 : (const uint8_t *)g.w;
             cp_async_16_stream(swizzled(ws, r, col), src, in ? 16 : 0);
         }
-        for (uint32_t r = tid >> 3; r < (pieces * 8) << shift; r += THREADS / 8)
-            load_x_piece(xs, r, col, c.tile0 * 8 + (r & ((8u << shift) - 1)),
-                         k0 + (r >> (3 + shift)) * 64 + col * 8);
+#pragma unroll 1
+        for (uint32_t r = tid >> 3; r < pieces << room; r += THREADS / 8) {
+            uint32_t row = r & ((1u << room) - 1);
+            if (row < c.n_rows)
+                load_x_piece(xs, r, col, c.row0 + row, k0 + (r >> room) * 64 + col * 8);
+        }
     }
 
-    /* Warps are dealt over the tiles first, then over the steps of 16 inputs. */
+    /* Warps are dealt over the tiles of 8 tokens first, then over the steps of 16 inputs. Where x
+     * has room for 4 tokens, the other 4 of the tile are the same again. */
     __device__ void compute_a(const Chunk &c, uint32_t stage)
     {
-        uint32_t shift = c.tile_shift, ws = w_stage(stage), xs = ws + A_PIECES * 2048;
-        uint32_t tile = warp & ((1u << shift) - 1);
-        for (uint32_t k = warp >> shift; k < A_PIECES * 4; k += 8u >> shift) {
+        uint32_t room = c.room(), pieces = c.pieces(), shift = room == 4;
+        uint32_t ws = w_stage(stage), xs = ws + pieces * 2048;
+        uint32_t row = ((warp & ((1u << shift) - 1)) * 8 + (lane & 7)) & ((1u << room) - 1);
+#pragma unroll 2
+        for (uint32_t k = warp >> shift; k < pieces * 4; k += 8u >> shift) {
             uint32_t w[4], b[2], q = k / 4, k16 = k % 4;
             ldmatrix_x4(w, swizzled(ws + q * 2048, lane & 15, k16 * 2 + (lane >> 4)));
-            ldmatrix_x2(b, swizzled(xs + (q << shift) * 1024, tile * 8 + (lane & 7),
-                                    k16 * 2 + ((lane >> 3) & 1)));
+            ldmatrix_x2(b, swizzled(xs, (q << room) + row, k16 * 2 + ((lane >> 3) & 1)));
             mma_16816(acc[0], w, b);
         }
     }
 
     __device__ void flush_a(const Chunk &c)
     {
-        uint32_t shift = c.tile_shift, rows = 8u << shift, parts = 8u >> shift;
+        uint32_t shift = c.room() == 4, rows = 8u << shift, parts = 8u >> shift;
         int row = lane / 4, col = (warp & ((1u << shift) - 1)) * 8 + lane % 4 * 2;
         float *mine = red + (warp >> shift) * (16 * rows);
 #pragma unroll
@@ -343,14 +362,16 @@ template <int NT> struct Worker {
             mine[(col + (e & 1)) * 16 + row + (e >> 1) * 8] = acc[0][e];
         __syncthreads();
         float *s = g.s + (size_t)c.plane * g.t * g.s_width;
-        for (uint32_t i = tid; i < 16 * rows; i += THREADS) {
-            uint32_t t = c.tile0 * 8 + i / 16, r = i % 16;
-            if (t < c.row0 || t >= c.row0 + c.n_rows || r >= c.n_a)
+#pragma unroll 1
+        for (uint32_t i = tid; i < 16 * c.n_rows; i += THREADS) {
+            uint32_t r = i % 16;
+            if (r >= c.n_a)
                 continue;
             float sum = 0;
+#pragma unroll 2
             for (uint32_t p = 0; p < parts; p++)
                 sum += red[p * (16 * rows) + i];
-            s[(size_t)t * g.s_width + c.col + r] = sum;
+            s[(size_t)(c.row0 + i / 16) * g.s_width + c.col + r] = sum;
         }
         __syncthreads();
         acc[0][0] = acc[0][1] = acc[0][2] = acc[0][3] = 0;
@@ -366,7 +387,7 @@ template <int NT> struct Worker {
     /* True when that was the chunk's last stage. */
     __device__ bool advance(Cursor &at) const
     {
-        at.piece += A_PIECES;
+        at.piece += chunks[at.chunk].pieces();
         if (at.piece < g.chunk_blocks * 2)
             return false;
         at.piece = 0;
@@ -377,11 +398,8 @@ template <int NT> struct Worker {
     /* Asks for the next stage: a base block while there are any, else a part of a chunk. */
     __device__ void ask(uint32_t blocks, uint32_t n, Cursor &chunk)
     {
-        bool base = at_load_index < blocks;
-        if (!base && chunk.chunk >= n)
-            return;
         wait_empty(asked);
-        if (base) {
+        if (at_load_index < blocks) {
             load_base_w(asked, at_load);
             arrive_full(asked);
             load_base_x(asked, at_load);
@@ -393,18 +411,42 @@ template <int NT> struct Worker {
             arrive_full(asked);
         }
         arrive_full(asked++);
+        if (at_load_index >= blocks && chunk.chunk >= n)
+            tell_asked();
     }
 
-    /* The base blocks and the first n chunks; the first stages have been asked for. */
-    __device__ void run_stream(uint32_t blocks, uint32_t n, Cursor loading)
+    /* Until most CTAs of the GEMM before have asked for all of their own: what this one asks for
+     * earlier takes bandwidth from those that are late. A hint, so not for ever. */
+    __device__ void wait_turn() const
     {
-        Cursor done = {0, 0};
+        uint32_t enough = gridDim.x * 5 / 8;
+        if (tid == 0 && g.asked_before) {
+#pragma unroll 1
+            for (int i = 0; i < 1000 && *(const volatile uint32_t *)g.asked_before < enough; i++)
+                __nanosleep(20);
+        }
+    }
+
+    __device__ void tell_asked() const
+    {
+        if (tid == 0)
+            atomicAdd(g.asked, 1u);
+    }
+
+    /* The base blocks that have not been read and n chunks. One place each for what is asked for
+     * and what is read: the kernels of a layer should stay in the instruction caches together. */
+    __device__ void run_stream(uint32_t blocks, uint32_t n)
+    {
+        Cursor loading = {0, 0}, done = {0, 0};
+#pragma unroll 1
         for (uint32_t i = 0; i < blocks || done.chunk < n; i++, read++) {
+#pragma unroll 1
+            while (asked < read + S::AHEAD && (at_load_index < blocks || loading.chunk < n))
+                ask(blocks, n, loading);
             wait_full(read);
             if (i < blocks) {
                 compute_base(read);
                 leave_stage(read);
-                ask(blocks, n, loading);
                 uint32_t tile = at_read.tile;
                 next(at_read);
                 if (i + 1 == blocks || at_read.kblock == 0)
@@ -413,7 +455,6 @@ template <int NT> struct Worker {
                 const Chunk &c = chunks[done.chunk];
                 compute_a(c, read);
                 leave_stage(read);
-                ask(blocks, n, loading);
                 if (advance(done))
                     flush_a(c);
             }
@@ -426,44 +467,63 @@ template <int NT> struct Worker {
             chunks[tid] = find_chunk(first + tid);
     }
 
-    __device__ void run()
+    /* Weights of the first stages, a few of them on their way at a time: what is asked for at once
+     * stands in the memory's queues before what the kernels between the two GEMMs ask for. */
+    __device__ void fill(uint32_t stages, uint32_t n_chunks) const
     {
-        base0 = g.plan->start[blockIdx.x];
-        n_base = g.plan->start[blockIdx.x + 1] - base0;
-        at_load = at_read = Place{base0 / n_kblocks, base0 % n_kblocks};
-        uint32_t early = min(n_base, (uint32_t)S::AHEAD);
         Place at = at_load;
-        for (uint32_t i = 0; i < early; i++, next(at)) {
+#pragma unroll 1
+        for (uint32_t i = 0; i < max(stages, 2u); i++, next(at)) {
+            if (i == 1)
+                find_chunks(0, n_chunks);
+            if (i >= stages)
+                continue;
+            if (i >= 1 && g.segments)
+                cp_async_wait<0>();
+            else if (i >= 2)
+                cp_async_wait<1>();
             load_base_w(i, at);
             arrive_full(i);
+            cp_async_commit();
         }
+    }
+
+    /* Before the wait the weights, after it what the kernels before have written. */
+    __device__ void begin(uint32_t n_chunks)
+    {
+        uint32_t early = min(n_base, (uint32_t)S::STAGES);
+        fill(early, n_chunks);
         plane0 = find_plane();
-        uint32_t n_chunks = g.segments ? g.plan->n_chunks : 0;
-        n_mine = n_chunks / gridDim.x + (blockIdx.x < n_chunks % gridDim.x);
-        uint32_t n = min(n_mine, (uint32_t)MAX_BATCH);
-        find_chunks(0, n);
         pdl_wait();
-        __syncthreads();
+#pragma unroll 1
         for (; asked < early; asked++, next(at_load)) {
             load_base_x(asked, at_load);
             arrive_full(asked);
         }
         at_load_index = early;
-        Cursor loading = {0, 0};
-        while (asked < S::AHEAD && (at_load_index < n_base || loading.chunk < n))
-            ask(n_base, n, loading);
-        run_stream(n_base, n, loading);
-        for (uint32_t first = n; first < n_mine; first += n) {
+        if (early == n_base && n_mine == 0)
+            tell_asked();
+    }
+
+    __device__ void run()
+    {
+        base0 = g.plan->start[blockIdx.x];
+        n_base = g.plan->start[blockIdx.x + 1] - base0;
+        at_load = at_read = Place{base0 / n_kblocks, base0 % n_kblocks};
+        uint32_t n_chunks = g.segments ? g.plan->n_chunks : 0, first = 0;
+        n_mine = n_chunks / gridDim.x + (blockIdx.x < n_chunks % gridDim.x);
+#pragma unroll 1
+        do {
+            uint32_t n = min(n_mine - first, (uint32_t)MAX_BATCH);
+            if (first)
+                find_chunks(first, n);
+            else
+                begin(n);
             __syncthreads();
-            n = min(n_mine - first, (uint32_t)MAX_BATCH);
-            find_chunks(first, n);
+            run_stream(first ? 0 : n_base, n);
+            first += n;
             __syncthreads();
-            loading = {0, 0};
-            at_load_index = 0;
-            for (int i = 0; i < S::AHEAD; i++)
-                ask(0, n, loading);
-            run_stream(0, n, loading);
-        }
+        } while (first < n_mine);
     }
 };
 

@@ -80,6 +80,10 @@ struct cu_gemm {
     float *s;                   // planes [.][T, s_width]: A x of every segment
     uint32_t s_width;
     uint32_t chunk_blocks; // k-blocks of one A chunk, power of two
+    /* Counts of CTAs that have asked for their last bytes, zeroed by cu_begin: its own, and that of
+     * the GEMM before it in the step, or NULL. */
+    uint32_t *asked;
+    const uint32_t *asked_before;
 };
 int cu_gemm_small(const struct cu_gemm *g, cudaStream_t stream);
 /* How many CU_TILE_K a chunk of A has for K inputs; planes of s are ceil(K / CU_TILE_K / that). */
@@ -111,6 +115,8 @@ struct cu_expand {
     const void *y16;       // bf16 [T, N] of a large GEMM, or NULL
     const uint8_t *planes; // of the plan; NULL: one plane
     uint32_t block_rows;
+    const uint32_t *asked; // of the GEMM, or NULL: from `enough` on it is time to fetch B
+    uint32_t enough;
     const float *bias;                 // the base's [N], or NULL
     const struct cu_segment *segments; // NULL: no adapters
     const uint32_t *n_segments;
@@ -165,12 +171,14 @@ struct cu_heads {
     float scale, softcap;
 };
 
-/* tokens[i] = literal, or prev_ids[j] where it is ~j; cos and sin of every row's position:
- * trig[rope][T][rotary_dim] (cos then sin), rope < n_ropes; inv_freq[rope][regime][rotary_dim / 2].
+/* asked[n_asked] = 0; tokens[i] = literal, or prev_ids[j] where it is ~j; cos and sin of every
+ * row's position: trig[rope][T][rotary_dim] (cos then sin), rope < n_ropes;
+ * inv_freq[rope][regime][rotary_dim / 2].
  */
-int cu_begin(const struct cu_rows *r, const int32_t *literal, int32_t *tokens,
-             const int32_t *prev_ids, uint32_t n_ropes, uint32_t n_regimes, uint32_t rotary_dim,
-             const float *inv_freq, const float *scales, float *trig, cudaStream_t stream);
+int cu_begin(const struct cu_rows *r, uint32_t *asked, uint32_t n_asked, const int32_t *literal,
+             int32_t *tokens, const int32_t *prev_ids, uint32_t n_ropes, uint32_t n_regimes,
+             uint32_t rotary_dim, const float *inv_freq, const float *scales, float *trig,
+             cudaStream_t stream);
 
 /* What a slot brings to the embedding. */
 struct cu_embed_part {
@@ -242,6 +250,7 @@ struct cu_attention {
     float *partial;    // [row][kv head][n_split][heads of a kv head][head_dim + 2]
     uint32_t *arrived; // [row][kv head], zero between launches
     uint32_t n_split;
+    uint32_t n_sms; // multiprocessors
 };
 /* A qkv without y: queries are taken from a->q, and keys and values are in the pages already. */
 int cu_attention_decode(const struct cu_attention *a, const struct cu_expand *qkv,

@@ -12,6 +12,7 @@ namespace
 {
 
 constexpr int THREADS = 256;
+constexpr uint32_t FIRST_COST = 20; // of a CTA's first chunk, in quarters of a block
 
 /* Chunks before each segment's, into the plan; the sum is returned to all threads. */
 __device__ uint32_t count_chunks(const cu_plan_site &p, const cu_segment *segments, uint32_t n)
@@ -21,8 +22,8 @@ __device__ uint32_t count_chunks(const cu_plan_site &p, const cu_segment *segmen
     n = p.sites ? min(n, (uint32_t)CU_MAX_SEGMENTS) : 0;
     for (uint32_t i = threadIdx.x; i < n; i += THREADS) {
         cu_segment g = segments[i];
-        uint32_t pairs = ((g.row0 + g.n_rows + 7) / 8 - g.row0 / 8 + 1) / 2;
-        counts[i] = p.sites[(size_t)g.slot * p.site_stride].n_groups * planes * pairs;
+        counts[i] =
+            p.sites[(size_t)g.slot * p.site_stride].n_groups * planes * ((g.n_rows + 15) / 16);
     }
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -42,12 +43,17 @@ __device__ uint32_t count_chunks(const cu_plan_site &p, const cu_segment *segmen
 __device__ void cut(const cu_plan_site &p, uint32_t total, uint32_t n_chunks, bool balanced,
                     uint32_t *start)
 {
-    // A stage of A has less in it than a block, so its fixed costs weigh more.
+    // A stage of A has less in it than a block, so its fixed costs weigh more; a CTA's first chunk
+    // waits for code and descriptions that the others do not.
     uint32_t chunk_cost = balanced ? p.chunk_blocks + 3 : 0;
+    uint32_t first_cost = balanced ? FIRST_COST : 0;
+    uint32_t whole = n_chunks / p.n_ctas, extra = n_chunks % p.n_ctas;
+    uint32_t have = min(n_chunks, p.n_ctas); // CTAs with chunks: the first ones
     for (uint32_t c = threadIdx.x; c <= p.n_ctas; c += THREADS) {
-        uint64_t cost = (uint64_t)c * (4ull * total + (uint64_t)chunk_cost * n_chunks) / p.n_ctas;
-        uint32_t whole = n_chunks / p.n_ctas, extra = n_chunks % p.n_ctas;
-        uint64_t spent = (uint64_t)chunk_cost * ((uint64_t)c * whole + min(c, extra));
+        uint64_t sum = 4ull * total + (uint64_t)chunk_cost * n_chunks + (uint64_t)first_cost * have;
+        uint64_t cost = c * sum / p.n_ctas;
+        uint64_t spent = (uint64_t)chunk_cost * ((uint64_t)c * whole + min(c, extra)) +
+                         (uint64_t)first_cost * min(c, have);
         uint64_t left = cost > spent ? (cost - spent) / 4 : 0;
         start[c] = c == p.n_ctas ? total : (uint32_t)min(left, (uint64_t)total);
         p.plan->start[c] = start[c];

@@ -81,6 +81,7 @@ static size_t list_wanted(struct device_model *m, const struct model_config *c,
     WANT(ss, (uint64_t)CU_SMALL_ROWS * cu_ss_parts(c->d_model) * 4);
     WANT(inv_freq, 4 * c->rotary_dim / 2 * 4);
     WANT(rope_scales, 4 * 4);
+    WANT(asked, n_sites * 4);
     WANT(workspace, CUDA_WORKSPACE_BYTES);
     WANT(sites, l->max_slots * n_sites * sizeof(struct cu_site));
     WANT(embeds, l->max_slots * sizeof(struct cu_embed_part));

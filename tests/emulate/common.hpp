@@ -56,6 +56,19 @@ inline uint4 load_stream_16(const void *p)
     }
     return *(const uint4 *)p;
 }
+inline void prefetch_line(const void *) {}
+inline void prefetch_l2(const void *p, uint32_t bytes)
+{
+    if ((uintptr_t)p % 16 || bytes % 16) {
+        fprintf(stderr, "emulate: a prefetch of %u bytes from %p\n", bytes, p);
+        abort();
+    }
+}
+/* No clusters here. */
+inline bool cluster_supported() { return false; }
+inline void cluster_arrive() {}
+inline void cluster_wait() {}
+inline void store_to_cta(uint32_t, uint32_t, float) { abort(); }
 inline void cp_async_commit() {}
 template <int N> inline void cp_async_wait() {}
 
@@ -154,6 +167,14 @@ inline cudaError_t launch_pdl(void (*kernel)(Params...), dim3 grid, dim3 block, 
 {
     emu_run(grid, block, shared_bytes, [=] { kernel(Params(args)...); });
     return cudaSuccess;
+}
+
+template <typename... Params, typename... Args>
+inline cudaError_t launch_pdl_cluster(void (*kernel)(Params...), dim3 grid, dim3 block,
+                                      size_t shared_bytes, cudaStream_t stream, uint32_t,
+                                      Args... args)
+{
+    return launch_pdl(kernel, grid, block, shared_bytes, stream, args...);
 }
 
 } // namespace lora
