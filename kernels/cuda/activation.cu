@@ -1,8 +1,9 @@
 /*
  * activation: act[T, d_ff] = f(gate) * up of a completed gate_up projection, in bf16.
  * A CTA has 32 gates and their 32 ups of 64 tokens; up to CU_SMALL_ROWS rows, 64 gates and ups of 8
- * to 32 tokens, a warp 16 of each.
+ * tokens or 128 of 16, a warp 16 of each.
  */
+#include "kernels/cuda/completer.cuh"
 #include "kernels/cuda/expand.cuh"
 
 using namespace lora;
@@ -11,17 +12,13 @@ namespace
 {
 
 constexpr int TILES = 4, WIDTH = 32;
-constexpr uint32_t SMALL_OUT = COMPLETE_THREADS / 32 * 16; // gates of a CTA of the small kernel
 
-__device__ float silu(float v)
+/* silu: v / (1 + exp(-v)). gelu's tanh form, 0.5 v (1 + tanh(u)) with u = sqrt(2 / pi) (v +
+ * 0.044715 v^3), is v / (1 + exp(-2 u)). */
+__device__ __forceinline__ float activated(float v, int gelu)
 {
-    return v / (1.f + __expf(-v));
-}
-
-/* 0.5 v (1 + tanh(sqrt(2 / pi) (v + 0.044715 v^3))) */
-__device__ float gelu_tanh(float v)
-{
-    return 0.5f * v * (1.f + tanhf(0.7978845608028654f * (v + 0.044715f * v * v * v)));
+    float z = gelu ? 1.5957691216057308f * (v + 0.044715f * v * v * v) : v;
+    return __fdividef(v, 1.f + __expf(-z));
 }
 
 template <int NTB, int KINDS>
@@ -46,8 +43,8 @@ __global__ void __launch_bounds__(EXPAND_THREADS)
         if (t >= e.t || out0 + o >= d_ff)
             continue;
         float2 gate = y.pair(t, out0 + o, o), up = y.pair(t, d_ff + out0 + o, WIDTH + o);
-        gate.x = gelu ? gelu_tanh(gate.x) : silu(gate.x);
-        gate.y = gelu ? gelu_tanh(gate.y) : silu(gate.y);
+        gate.x = activated(gate.x, gelu);
+        gate.y = activated(gate.y, gelu);
         v[k] = pack_bf16(gate.x * up.x, gate.y * up.y);
     }
 #pragma unroll
@@ -59,23 +56,24 @@ __global__ void __launch_bounds__(EXPAND_THREADS)
     }
 }
 
-template <int NT, int KINDS>
-__global__ void __launch_bounds__(COMPLETE_THREADS)
-    activation_small_kernel(const cu_expand e, uint32_t d_ff, int gelu, bf16 *act)
+/* Gates of a CTA of the small kernel. */
+template <int WARPS> constexpr uint32_t SMALL_OUT = WARPS * 16;
+
+template <int NT, int WARPS, int KINDS>
+__global__ void __maxnreg__(NT == 1 ? 128 : 80) // two CTAs fit beside one of gemm_small
+    activation_small_kernel(const __grid_constant__ cu_expand e, uint32_t d_ff, int gelu, bf16 *act)
 {
-    using C = Completer<NT, 2, KINDS>;
-    __shared__ typename C::Shared sm;
+    extern __shared__ __align__(128) uint8_t smem[];
+    using C = Completer<NT, 2, KINDS, WARPS>;
     pdl_launch_dependents();
     uint32_t t0 = blockIdx.y * C::TOKENS, warp = threadIdx.x / 32;
-    uint32_t gate0 = blockIdx.x * SMALL_OUT + warp * 16;
+    uint32_t gate0 = blockIdx.x * SMALL_OUT<WARPS> + warp * 16;
     uint32_t o[2] = {gate0 < d_ff ? gate0 : e.n, gate0 < d_ff ? d_ff + gate0 : e.n};
-    C c(e, sm, t0);
+    C c(e, smem, t0);
     c.prepare(o);
     pdl_wait();
     float y[2][NT][4];
-    c.begin_v();
-    c.load_base(0, y[0]);
-    c.load_base(1, y[1]);
+    c.load(y);
     c.complete(y);
 #pragma unroll
     for (int n = 0; n < NT; n++) {
@@ -84,20 +82,26 @@ __global__ void __launch_bounds__(COMPLETE_THREADS)
             uint32_t t = t0 + c.token_of(n, i), at = gate0 + c.output_of(i);
             if (t >= e.t || at >= d_ff)
                 continue;
-            float gate = y[0][n][i], f = gelu ? gelu_tanh(gate) : silu(gate);
-            act[(size_t)t * d_ff + at] = __float2bfloat16(f * y[1][n][i]);
+            act[(size_t)t * d_ff + at] = __float2bfloat16(activated(y[0][n][i], gelu) * y[1][n][i]);
         }
     }
 }
 
-template <int NT>
+template <int NT, int WARPS, int KINDS>
+int launch_kind(const cu_expand *e, uint32_t d_ff, int gelu, bf16 *act, cudaStream_t stream)
+{
+    constexpr uint32_t OUT = SMALL_OUT<WARPS>;
+    dim3 grid((d_ff + OUT - 1) / OUT, (e->t + NT * 8 - 1) / (NT * 8));
+    return launch_pdl(activation_small_kernel<NT, WARPS, KINDS>, grid, dim3(WARPS * 32),
+                      Completer<NT, 2, KINDS, WARPS>::BYTES, stream, *e, d_ff, gelu, act);
+}
+
+template <int NT, int WARPS>
 int launch_small(const cu_expand *e, uint32_t d_ff, int gelu, bf16 *act, cudaStream_t stream)
 {
-    dim3 grid((d_ff + SMALL_OUT - 1) / SMALL_OUT, (e->t + NT * 8 - 1) / (NT * 8));
-    auto kernel = e->kinds == 0   ? activation_small_kernel<NT, 0>
-                  : e->kinds == 1 ? activation_small_kernel<NT, 1>
-                                  : activation_small_kernel<NT, 2>;
-    return launch_pdl(kernel, grid, dim3(COMPLETE_THREADS), 0, stream, *e, d_ff, gelu, act);
+    return e->kinds == 0   ? launch_kind<NT, WARPS, 0>(e, d_ff, gelu, act, stream)
+           : e->kinds == 1 ? launch_kind<NT, WARPS, 1>(e, d_ff, gelu, act, stream)
+                           : launch_kind<NT, WARPS, 2>(e, d_ff, gelu, act, stream);
 }
 
 } // namespace
@@ -105,13 +109,11 @@ int launch_small(const cu_expand *e, uint32_t d_ff, int gelu, bf16 *act, cudaStr
 extern "C" int cu_activation(const struct cu_expand *e, uint32_t d_ff, int gelu, void *act,
                              cudaStream_t stream)
 {
-    // As many tokens a CTA as let all CTAs stand beside the GEMM at once.
+    // So that all CTAs of 32 tokens stand beside the GEMM at once.
     if (e->t <= 8)
-        return launch_small<1>(e, d_ff, gelu, (bf16 *)act, stream);
-    if (e->t <= 16)
-        return launch_small<2>(e, d_ff, gelu, (bf16 *)act, stream);
+        return launch_small<1, 4>(e, d_ff, gelu, (bf16 *)act, stream);
     if (e->t <= CU_SMALL_ROWS)
-        return launch_small<4>(e, d_ff, gelu, (bf16 *)act, stream);
+        return launch_small<2, 8>(e, d_ff, gelu, (bf16 *)act, stream);
     dim3 grid((d_ff + WIDTH - 1) / WIDTH, (e->t + 63) / 64);
     auto kernel = e->kinds == 0   ? activation_kernel<8, 0>
                   : e->kinds == 1 ? activation_kernel<8, 1>

@@ -4,6 +4,7 @@
  * and the sums of x^2, by which its consumer divides (complete.cuh): a kernel less in the chain,
  * and none that has one multiprocessor a row. Bytes: the planes of y and x once each way.
  */
+#include "kernels/cuda/completer.cuh"
 #include "kernels/cuda/expand.cuh"
 #include "kernels/cuda/norm.cuh"
 
@@ -57,26 +58,25 @@ struct NextNorm {
     float *ss;
 };
 
-/* Outputs of a CTA of the small kernel: a warp's tile each. */
-constexpr uint32_t SMALL_OUT = COMPLETE_THREADS / 32 * 16;
+/* A CTA of the small kernel: a warp has a tile of outputs. */
+constexpr int WARPS = 4;
+constexpr uint32_t SMALL_OUT = WARPS * 16;
 
 /* x += y (or out = y), the row's part of the sum of squares, and h; 8 NT tokens a CTA. */
 template <int NT, int KINDS>
-__global__ void __launch_bounds__(COMPLETE_THREADS)
-    residual_small_kernel(const cu_expand e, float *x, float *out, const NextNorm next)
+__global__ void __maxnreg__(96) residual_small_kernel(const __grid_constant__ cu_expand e, float *x,
+                                                      float *out, const NextNorm next)
 {
-    using C = Completer<NT, 1, KINDS>;
-    __shared__ typename C::Shared sm;
-    __shared__ float squares[COMPLETE_THREADS / 32][C::TOKENS];
+    extern __shared__ __align__(128) uint8_t smem[];
+    using C = Completer<NT, 1, KINDS, WARPS>;
+    __shared__ float squares[WARPS][C::TOKENS];
     pdl_launch_dependents();
     uint32_t t0 = blockIdx.y * C::TOKENS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     uint32_t o[1] = {blockIdx.x * SMALL_OUT + warp * 16};
-    C c(e, sm, t0);
+    C c(e, smem, t0);
     c.prepare(o);
     pdl_wait();
     float y[1][NT][4], old[NT][4];
-    c.begin_v();
-    c.load_base(0, y[0]);
 #pragma unroll
     for (int n = 0; n < NT; n++) {
 #pragma unroll
@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(COMPLETE_THREADS)
             old[n][i] = in ? __ldcg(x + (size_t)t * e.n + at) : 0.f;
         }
     }
+    c.load(y);
     c.complete(y);
 #pragma unroll
     for (int n = 0; n < NT; n++) {
@@ -106,6 +107,7 @@ __global__ void __launch_bounds__(COMPLETE_THREADS)
         }
 #pragma unroll
         for (int k = 0; k < 2; k++) {
+#pragma unroll
             for (int i = 4; i < 32; i <<= 1)
                 sum[k] += __shfl_xor_sync(0xffffffffu, sum[k], i);
             if (lane < 4)
@@ -118,21 +120,27 @@ __global__ void __launch_bounds__(COMPLETE_THREADS)
     uint32_t t = t0 + threadIdx.x;
     if (threadIdx.x < C::TOKENS && t < e.t) {
         float all = 0;
-        for (int w = 0; w < COMPLETE_THREADS / 32; w++)
+        for (int w = 0; w < WARPS; w++)
             all += squares[w][threadIdx.x];
         next.ss[(size_t)t * ((gridDim.x + 3) & ~3u) + blockIdx.x] = all;
     }
+}
+
+template <int NT, int KINDS>
+int launch_kind(const cu_expand *e, float *x, float *out, const NextNorm &next, cudaStream_t stream)
+{
+    dim3 grid((e->n + SMALL_OUT - 1) / SMALL_OUT, (e->t + NT * 8 - 1) / (NT * 8));
+    return launch_pdl(residual_small_kernel<NT, KINDS>, grid, dim3(WARPS * 32),
+                      Completer<NT, 1, KINDS, WARPS>::BYTES, stream, *e, x, out, next);
 }
 
 template <int NT>
 int launch_tokens(const cu_expand *e, float *x, float *out, const NextNorm &next,
                   cudaStream_t stream)
 {
-    dim3 grid((e->n + SMALL_OUT - 1) / SMALL_OUT, (e->t + NT * 8 - 1) / (NT * 8));
-    auto kernel = e->kinds == 0   ? residual_small_kernel<NT, 0>
-                  : e->kinds == 1 ? residual_small_kernel<NT, 1>
-                                  : residual_small_kernel<NT, 2>;
-    return launch_pdl(kernel, grid, dim3(COMPLETE_THREADS), 0, stream, *e, x, out, next);
+    return e->kinds == 0   ? launch_kind<NT, 0>(e, x, out, next, stream)
+           : e->kinds == 1 ? launch_kind<NT, 1>(e, x, out, next, stream)
+                           : launch_kind<NT, 2>(e, x, out, next, stream);
 }
 
 /* As many tokens a CTA as leave about two CTAs a multiprocessor: all stand beside the GEMM. */
