@@ -7,12 +7,18 @@
  * A CTA has one (row, key/value head, split of the context) and all query heads that share the
  * head: a key is read once for them. Keys stand on the MMA's M side (16), heads on its N side (8):
  *     S^T[16 keys, heads] = K Q^T,   O^T[head_dim, heads] += V^T P^T
- * Each of the 4 warps streams its own tiles of 16 keys from global memory straight into fragments:
- * next to the o projection, whose ring waits in shared memory already, there is room for little
- * else. A lane takes 16 bytes of a row, 8 dimensions d = 32 j + 8 (lane % 4) …; the products see
- * the dimensions in the order in which they lie in the lanes, queries likewise. movmatrix turns
- * values. Old keys are fetched before griddepcontrol.wait; the last split of a (row, head) to
- * arrive adds the splits up in their order. Bytes: keys and values of the context once.
+ * Each warp streams its own tiles of 16 keys from global memory straight into fragments, one tile
+ * ahead: next to the o projection, whose ring waits in shared memory already, there is room for
+ * little else. A lane takes 16 bytes of a row, 8 dimensions d = 32 j + 8 (lane % 4) …; the products
+ * see the dimensions in the order in which they lie in the lanes, queries likewise. movmatrix turns
+ * values. Old keys are asked for before griddepcontrol.wait. Splits of a (row, head) are a cluster
+ * and meet in shared memory; between clusters, or before 9.0, the last split to arrive adds them up
+ * in their order. Bytes: keys and values of the context once.
+ *
+ * Measured on an H100 beside Llama 8B's projections (us a layer above an empty kernel, 513 keys):
+ * 8.6 for one row and 37.9 for 32. For one, clusters save 2.8 to the last split's adding up. 8
+ * warps a CTA where there are more CTAs than multiprocessors cost 7 at 32 rows; tiles further ahead
+ * to L2 cost 0.5 and 10.
  */
 #include "kernels/cuda/attention_row.cuh"
 
@@ -21,7 +27,7 @@ using namespace lora;
 namespace
 {
 
-constexpr int WARPS = ATTENTION_WARPS, THREADS = ATTENTION_THREADS, KEYS = 16;
+constexpr int KEYS = 16;
 
 __device__ __forceinline__ uint32_t turned(uint32_t v)
 {
@@ -35,8 +41,8 @@ __device__ __forceinline__ uint32_t word(const uint4 &v, int i)
     return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
-/* One warp's part: HD head dimensions at most, NG groups of 8 heads. */
-template <int HD, int NG> struct Warp {
+/* One of WARPS warps' part: HD head dimensions at most, NG groups of 8 heads. */
+template <int HD, int NG, int WARPS> struct Warp {
     const cu_attention &a;
     const cu_sequence s;
     uint32_t kv_head, hd, n_keys, first_key;
@@ -63,32 +69,52 @@ template <int HD, int NG> struct Warp {
         }
     }
 
-    __device__ const uint8_t *row_of(uint32_t tile, int half) const
-    {
-        uint32_t position = min(tile * KEYS + lane / 4 + half * 8, n_keys - 1);
-        return a.pages.pool + key_offset(a.pages, a.heads, s, kv_head, position) + lane % 4 * 16;
-    }
-
-    __device__ void load_rows(uint4 to[HD / 32][2], uint32_t tile, uint64_t further)
+    /* Where this lane's part of the tile's keys lies. */
+    __device__ void locate(uint32_t tile, const uint8_t *at[2]) const
     {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const uint8_t *from = row_of(tile, h) + further;
-#pragma unroll
-            for (int d = 0; d < HD / 32; d++)
-                to[d][h] = d * 32 + lane % 4 * 8 < (int)hd ? load_stream_16(from + d * 64)
-                                                           : make_uint4(0, 0, 0, 0);
+            uint32_t position = min(tile * KEYS + lane / 4 + h * 8, n_keys - 1);
+            at[h] =
+                a.pages.pool + key_offset(a.pages, a.heads, s, kv_head, position) + lane % 4 * 16;
         }
     }
 
-    __device__ void load_keys(uint32_t tile)
+    __device__ void load_rows(uint4 to[HD / 32][2], const uint8_t *const at[2], uint64_t further)
     {
-        load_rows(k, tile, 0);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+#pragma unroll
+            for (int d = 0; d < HD / 32; d++)
+                to[d][h] = d * 32 + lane % 4 * 8 < (int)hd
+                               ? load_stream_16(at[h] + further + d * 64)
+                               : make_uint4(0, 0, 0, 0);
+        }
     }
 
-    __device__ void load_values(uint32_t tile)
+    __device__ void load_keys(const uint8_t *const at[2])
     {
-        load_rows(v, tile, value_distance(a.pages, a.heads));
+        load_rows(k, at, 0);
+    }
+
+    __device__ void load_values(const uint8_t *const at[2])
+    {
+        load_rows(v, at, value_distance(a.pages, a.heads));
+    }
+
+    /* The tile's keys and values to L2, but for the newest, which may not be there yet: where
+     * registers have no place for values before the wait. */
+    __device__ void prefetch(uint32_t tile) const
+    {
+        uint32_t position = tile * KEYS + lane / 2;
+        if (position + 1 >= n_keys)
+            return;
+        const uint8_t *at = a.pages.pool + key_offset(a.pages, a.heads, s, kv_head, position);
+        uint64_t values = value_distance(a.pages, a.heads);
+        for (uint32_t i = lane % 2 * 128; i < hd * 2; i += 256) {
+            prefetch_line(at + i);
+            prefetch_line(at + values + i);
+        }
     }
 
     /* The row's own key and value, which may not be in the pages yet: shared [2][hd]. Places beyond
@@ -123,11 +149,17 @@ template <int HD, int NG> struct Warp {
         }
     }
 
+    /* Sums in CHAINS parts: MMAs that wait for each other would take half of a tile's time. */
     __device__ void scores(float p[NG][4]) const
     {
+        constexpr int CHAINS = NG == 1 ? 4 : 2;
+        float part[CHAINS][NG][4];
 #pragma unroll
-        for (int g = 0; g < NG; g++)
-            p[g][0] = p[g][1] = p[g][2] = p[g][3] = 0;
+        for (int c = 0; c < CHAINS; c++) {
+#pragma unroll
+            for (int g = 0; g < NG; g++)
+                part[c][g][0] = part[c][g][1] = part[c][g][2] = part[c][g][3] = 0;
+        }
 #pragma unroll
         for (int d = 0; d < HD / 32; d++) {
 #pragma unroll
@@ -137,8 +169,17 @@ template <int HD, int NG> struct Warp {
 #pragma unroll
                 for (int g = 0; g < NG; g++) {
                     uint32_t b[2] = {word(q[d][g], 2 * h), word(q[d][g], 2 * h + 1)};
-                    mma_16816(p[g], w, b);
+                    mma_16816(part[(2 * d + h) % CHAINS][g], w, b);
                 }
+            }
+        }
+#pragma unroll
+        for (int g = 0; g < NG; g++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                p[g][i] = part[0][g][i] + part[1][g][i];
+                if (CHAINS == 4)
+                    p[g][i] += part[CHAINS - 2][g][i] + part[CHAINS - 1][g][i];
             }
         }
     }
@@ -216,15 +257,18 @@ template <int HD, int NG> struct Warp {
         for (uint32_t tile = begin; tile < end; tile += WARPS) {
             float p[NG][4];
             uint32_t next = tile + WARPS;
+            const uint8_t *at[2];
+            if (next < end)
+                locate(next, at);
             if (own && (tile + 1) * KEYS >= n_keys)
                 take_newest(tile, own);
             scores(p);
             if (next < end)
-                load_keys(next);
+                load_keys(at);
             soften(tile, p);
             add_values(p);
             if (next < end)
-                load_values(next);
+                load_values(at);
         }
 #pragma unroll
         for (int g = 0; g < NG; g++) {
@@ -299,7 +343,50 @@ __device__ __forceinline__ void add_parts(const float *p, size_t stride, uint32_
     *out_sum = sum;
 }
 
+/* The splits of a (row, head) are CTAs of one cluster: each sends the sums of its warps to those
+ * that own the outputs, n_active-ths of them. got: [n_active][own outputs, maxima and sums of
+ * heads]. */
+template <int WARPS>
+__device__ void finish_cluster(const cu_attention &a, uint32_t row, uint32_t kv_head,
+                               uint32_t split, uint32_t n_active, const float *part, float *got,
+                               uint32_t group)
+{
+    uint32_t hd = a.heads.head_dim, width = group * (hd + 2), n_out = group * hd;
+    uint32_t own = (n_out + n_active - 1) / n_active, stride = own + 2 * group;
+    uint32_t mine = shared_address(got + split * stride);
+    cluster_wait(); // for all to have begun
+    for (uint32_t i = threadIdx.x; i < n_out; i += WARPS * 32) {
+        float o, m, sum;
+        add_parts<false>(part + i / hd * (hd + 2), width, WARPS, hd, i % hd, &o, &m, &sum);
+        store_to_cta(mine + i % own * 4, i / own, o);
+    }
+    for (uint32_t i = threadIdx.x; i < n_active * group; i += WARPS * 32) {
+        float o, m, sum;
+        uint32_t head = i % group, at = mine + (own + head * 2) * 4;
+        add_parts<false>(part + head * (hd + 2), width, WARPS, hd, 0, &o, &m, &sum);
+        store_to_cta(at, i / group, m);
+        store_to_cta(at + 4, i / group, sum);
+    }
+    cluster_arrive();
+    cluster_wait();
+    bf16 *out = (bf16 *)a.out + ((size_t)row * a.heads.n_heads + kv_head * group) * hd;
+    for (uint32_t j = threadIdx.x; j < own && split * own + j < n_out; j += WARPS * 32) {
+        uint32_t i = split * own + j, head = i / hd;
+        float m = -INFINITY, sum = 0, o = 0;
+        for (uint32_t k = 0; k < n_active; k++)
+            m = fmaxf(m, got[k * stride + own + head * 2]);
+        for (uint32_t k = 0; k < n_active; k++) {
+            const float *from = got + k * stride;
+            float f = exp2f(from[own + head * 2] - m);
+            sum += from[own + head * 2 + 1] * f;
+            o += from[j] * f;
+        }
+        out[i] = __float2bfloat16(o / sum);
+    }
+}
+
 /* Adds the warps' parts; alone, that is the result, else the last CTA to come adds the splits. */
+template <int WARPS>
 __device__ void finish_splits(const cu_attention &a, uint32_t row, uint32_t kv_head, uint32_t split,
                               uint32_t n_active, const float *part, uint32_t group)
 {
@@ -308,7 +395,7 @@ __device__ void finish_splits(const cu_attention &a, uint32_t row, uint32_t kv_h
     size_t pair = (size_t)row * a.heads.n_kv_heads + kv_head;
     float *all = a.partial + pair * a.n_split * width;
     bf16 *out = (bf16 *)a.out + ((size_t)row * a.heads.n_heads + head0) * hd;
-    for (uint32_t i = threadIdx.x; i < group * hd; i += THREADS) {
+    for (uint32_t i = threadIdx.x; i < group * hd; i += WARPS * 32) {
         uint32_t head = i / hd, d = i % hd;
         float o, m, sum;
         add_parts<false>(part + head * (hd + 2), width, WARPS, hd, d, &o, &m, &sum);
@@ -333,7 +420,7 @@ __device__ void finish_splits(const cu_attention &a, uint32_t row, uint32_t kv_h
     if (!is_last)
         return;
     __threadfence();
-    for (uint32_t i = threadIdx.x; i < group * hd; i += THREADS) {
+    for (uint32_t i = threadIdx.x; i < group * hd; i += WARPS * 32) {
         float o, m, sum;
         add_parts<true>(all + i / hd * (hd + 2), width, n_active, hd, i % hd, &o, &m, &sum);
         out[i] = __float2bfloat16(o / sum);
@@ -342,10 +429,26 @@ __device__ void finish_splits(const cu_attention &a, uint32_t row, uint32_t kv_h
         a.arrived[pair] = 0;
 }
 
-/* Two CTAs of Llama's shape fit beside one of gemm_small. */
+/* Two CTAs of four warps of Llama's shape, or one of eight, fit beside one of gemm_small. */
 template <int HD, int NG> constexpr int registers = HD > 128 ? 255 : HD *NG > 128 ? 232 : 168;
 
-template <int HD, int NG, int KINDS>
+/* How the tiles of a context are shared out: `per` of them a CTA, n_active CTAs. */
+struct Splits {
+    uint32_t per, n_active;
+    bool clustered;
+
+    __device__ Splits(const DecodeArgs &g, uint32_t n_tiles, uint32_t warps)
+    {
+        uint32_t n = g.a.n_split;
+        if (g.cluster > 1 && n_tiles <= 2 * warps * g.cluster)
+            n = g.cluster; // adding up is dearer between clusters than a second tile
+        per = max((n_tiles + n - 1) / n, warps);
+        n_active = (n_tiles + per - 1) / per;
+        clustered = n_active > 1 && n_active <= g.cluster;
+    }
+};
+
+template <int HD, int NG, int KINDS, int WARPS>
 __global__ void __maxnreg__((registers<HD, NG>)) decode_kernel(const DecodeArgs g)
 {
     extern __shared__ __align__(128) uint8_t smem[];
@@ -357,57 +460,91 @@ __global__ void __maxnreg__((registers<HD, NG>)) decode_kernel(const DecodeArgs 
     const cu_sequence s = g.r.sequences[g.r.sequence[row]];
     uint32_t group = a.heads.n_heads / a.heads.n_kv_heads;
     int warp = threadIdx.x / 32;
-    Warp<HD, NG> w(a, s, kv_head);
+    Warp<HD, NG, WARPS> w(a, s, kv_head);
     uint32_t tile0 = w.first_key / KEYS, n_tiles = (w.n_keys + KEYS - 1) / KEYS - tile0;
-    uint32_t per = max((n_tiles + a.n_split - 1) / a.n_split, (uint32_t)WARPS);
-    uint32_t n_active = (n_tiles + per - 1) / per;
-    if (split >= n_active)
+    const Splits splits(g, n_tiles, WARPS);
+    if (split >= splits.n_active)
         return;
-    uint32_t begin = tile0 + split * per + warp, end = tile0 + min((split + 1) * per, n_tiles);
-    bool late = split + 1 == n_active;
-    AttentionRow<HD, NG, KINDS> head(g, row, kv_head, late, smem);
-    head.prepare();
+    if (splits.clustered)
+        cluster_arrive();
+    uint32_t begin = tile0 + split * splits.per + warp;
+    uint32_t end = tile0 + min((split + 1) * splits.per, n_tiles);
+    bool late = split + 1 == splits.n_active;
+    const uint8_t *at[2];
     if (begin < end) {
-        w.load_keys(begin);
-        w.load_values(begin);
+        w.locate(begin, at);
+        w.load_keys(at);
+        if (KINDS == 0)
+            w.load_values(at);
+        if (KINDS != 0)
+            w.prefetch(begin);
     }
+    AttentionRow<HD, NG, KINDS, WARPS> head(g, row, kv_head, late, smem);
+    head.prepare(s);
     pdl_wait();
     bool given = !g.e.y && !g.e.y16;
-    if (given) {
+    float r = 1;
+    if (!given)
+        r = head.complete();
+    if (KINDS != 0 && begin < end) // their registers had B
+        w.load_values(at);
+    if (given)
         head.take_given();
-    } else {
-        head.complete();
-        head.rotate(s);
-    }
+    else
+        head.rotate(r);
     w.load_query(head.q, group);
     w.run(begin, end, late && !given ? head.q + group * a.heads.head_dim : nullptr);
     __syncthreads();
     float *part = (float *)smem;
     w.leave(part + warp * group * (a.heads.head_dim + 2), group);
     __syncthreads();
-    finish_splits(a, row, kv_head, split, n_active, part, group);
+    if (splits.clustered)
+        finish_cluster<WARPS>(a, row, kv_head, split, splits.n_active, part,
+                              part + WARPS * group * (a.heads.head_dim + 2), group);
+    else
+        finish_splits<WARPS>(a, row, kv_head, split, splits.n_active, part, group);
 }
 
-template <int HD, int NG, int KINDS>
-int launch(const DecodeArgs &g, uint32_t bound, cudaStream_t stream)
+/* What others send must not fall on what a CTA still reads: it lies behind the parts, which are
+ * the larger. */
+template <int HD, int NG, int KINDS, int WARPS>
+int launch(DecodeArgs g, uint32_t bound, cudaStream_t stream)
 {
     uint32_t hd = g.a.heads.head_dim, group = g.a.heads.n_heads / g.a.heads.n_kv_heads;
-    uint32_t inputs = (group + 2) * hd * 6 + COMPLETE_COLUMNS * 4 + hd * 4;
-    uint32_t parts = WARPS * group * (hd + 2) * 4, bytes = inputs > parts ? inputs : parts;
+    uint32_t inputs = (group + 2) * hd * 6 + ATTENTION_COLUMNS * 4 + hd * 4;
+    uint32_t parts = WARPS * group * (hd + 2) * 4, sent = 0;
+    g.cluster = 1;
+    if (g.a.n_split > 1 && cluster_supported()) {
+        while (g.cluster < 8 && g.cluster * 2 <= g.a.n_split)
+            g.cluster *= 2;
+        g.a.n_split = g.a.n_split / g.cluster * g.cluster;
+        sent = (group * hd + 8 + 8 * 2 * group) * 4;
+    }
+    uint32_t bytes = (inputs > parts ? inputs : parts) + sent;
     static bool ready[16];
-    cudaError_t e = allow_shared(decode_kernel<HD, NG, KINDS>, 64 << 10, ready);
+    cudaError_t e = allow_shared(decode_kernel<HD, NG, KINDS, WARPS>, 64 << 10, ready);
     if (e != cudaSuccess)
         return e;
     dim3 grid(g.a.heads.n_kv_heads, bound, g.a.n_split);
-    return launch_pdl(decode_kernel<HD, NG, KINDS>, grid, dim3(THREADS), bytes, stream, g);
+    return launch_pdl_cluster(decode_kernel<HD, NG, KINDS, WARPS>, grid, dim3(WARPS * 32), bytes,
+                              stream, g.cluster, g);
 }
 
-template <int HD, int NG> int launch_kinds(const DecodeArgs &g, uint32_t bound, cudaStream_t stream)
+template <int HD, int NG, int WARPS>
+int launch_kinds(const DecodeArgs &g, uint32_t bound, cudaStream_t stream)
 {
     if (g.e.kinds == 0)
-        return launch<HD, NG, 0>(g, bound, stream);
-    return g.e.kinds == 1 ? launch<HD, NG, 1>(g, bound, stream)
-                          : launch<HD, NG, 2>(g, bound, stream);
+        return launch<HD, NG, 0, WARPS>(g, bound, stream);
+    return g.e.kinds == 1 ? launch<HD, NG, 1, WARPS>(g, bound, stream)
+                          : launch<HD, NG, 2, WARPS>(g, bound, stream);
+}
+
+/* Eight warps where a CTA a multiprocessor is enough, else four: two CTAs go on one. */
+template <int HD> int launch_warps(const DecodeArgs &g, uint32_t bound, cudaStream_t stream)
+{
+    if (g.a.heads.n_kv_heads * bound * g.a.n_split <= g.a.n_sms)
+        return launch_kinds<HD, 1, 8>(g, bound, stream);
+    return launch_kinds<HD, 1, 4>(g, bound, stream);
 }
 
 } // namespace
@@ -417,12 +554,12 @@ extern "C" int cu_attention_decode(const struct cu_attention *a, const struct cu
                                    uint32_t bound, cudaStream_t stream)
 {
     uint32_t hd = a->heads.head_dim, group = a->heads.n_heads / a->heads.n_kv_heads;
-    DecodeArgs g = {*a, *qkv, *r, n_decode_rows};
+    DecodeArgs g = {*a, *qkv, *r, n_decode_rows, 1};
     if (hd <= 64)
-        return group <= 8 ? launch_kinds<64, 1>(g, bound, stream)
-                          : launch_kinds<64, 2>(g, bound, stream);
+        return group <= 8 ? launch_warps<64>(g, bound, stream)
+                          : launch_kinds<64, 2, 4>(g, bound, stream);
     if (hd <= 128)
-        return group <= 8 ? launch_kinds<128, 1>(g, bound, stream)
-                          : launch_kinds<128, 2>(g, bound, stream);
-    return launch_kinds<256, 1>(g, bound, stream);
+        return group <= 8 ? launch_warps<128>(g, bound, stream)
+                          : launch_kinds<128, 2, 4>(g, bound, stream);
+    return launch_kinds<256, 1, 4>(g, bound, stream);
 }

@@ -2,6 +2,10 @@
  * attention_row: what attention takes of one decoding row and one key/value head: the row's query
  * heads, its key and its value, completed from the qkv projection (planes, B v, biases, gains),
  * normed and rotated. Queries stay in shared memory, the key and the value go to the pages too.
+ *
+ * A chain of latencies: what the projection left (planes, v's planes, sums of squares) is asked for
+ * at once, right after griddepcontrol.wait; all else before it, B in registers. B v is an MMA whose
+ * columns 0 and 1 are v's upper and lower half, so that v counts with 16 bits of mantissa.
  */
 #ifndef KERNELS_CUDA_ATTENTION_ROW_CUH
 #define KERNELS_CUDA_ATTENTION_ROW_CUH
@@ -13,36 +17,42 @@
 namespace lora
 {
 
-constexpr int ATTENTION_WARPS = 4, ATTENTION_THREADS = ATTENTION_WARPS * 32;
+constexpr uint32_t ATTENTION_COLUMNS = 256; // of v in shared memory at a time
 
 struct DecodeArgs {
     cu_attention a;
     cu_expand e;
     cu_rows r;
     const uint32_t *n_decode_rows;
+    uint32_t cluster; // splits of a cluster; 1: no clusters
 };
 
 /* The row's q heads, key and value of one kv head: completed, normed, rotated. */
-template <int HD, int NG, int KINDS> struct AttentionRow {
-    static constexpr int OUT = (NG * 8 + 2) * HD,
-                         PAIRS = (OUT / 2 + ATTENTION_THREADS - 1) / ATTENTION_THREADS;
-    static constexpr uint32_t COLUMNS = COMPLETE_COLUMNS;
+template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
+    static constexpr int THREADS = WARPS * 32, PLANES = 4;
+    static constexpr int PAIRS = ((NG * 8 + 2) * HD / 2 + THREADS - 1) / THREADS; // of a thread
+    static constexpr int AT_ONCE = PAIRS < 3 ? PAIRS : 3; // pairs whose planes fly together
+    static constexpr int TILES = 48 / WARPS;              // of a warp, whose B flies together
+    static constexpr int COLUMNS_EACH = ATTENTION_COLUMNS / THREADS;
+    static constexpr int TURNS = (HD + THREADS - 1) / THREADS;
 
     const DecodeArgs &g;
     uint32_t row, kv_head, group, hd, n_out; // n_out: outputs, without k and v unless `late`
     bool late;
     float *y;    // shared [n_out]
     bf16 *q;     // shared [group + 2][hd]: queries, then the row's key and value
-    float *vs;   // shared [COLUMNS]
+    float *vs;   // shared [ATTENTION_COLUMNS]
     float *trig; // shared [rotary_dim]: cosines, then sines
+    bf16 *page;  // the row's key in its page
     Segments segments;
-    CompleteItem item; // the first segment's at this warp's tile `lane`
+    CompleteItem item; // of lane: what a segment brings to this warp's tile `lane` of TILES
     uint32_t planes[PAIRS];
+    uint32_t b[TILES][4]; // 16 rank columns of these tiles' B
     int tid, warp, lane;
 
     __device__ AttentionRow(const DecodeArgs &g_, uint32_t row_, uint32_t kv_head_, bool late_,
                             uint8_t *smem)
-        : g(g_), row(row_), kv_head(kv_head_), late(late_), segments{0, 0, 0}
+        : g(g_), row(row_), kv_head(kv_head_), late(late_), page(nullptr), segments{0, 0, 0}, item{}
     {
         tid = threadIdx.x;
         warp = tid / 32;
@@ -53,7 +63,7 @@ template <int HD, int NG, int KINDS> struct AttentionRow {
         y = (float *)smem;
         q = (bf16 *)(y + (group + 2) * hd);
         vs = (float *)(q + (group + 2) * hd);
-        trig = vs + COLUMNS;
+        trig = vs + ATTENTION_COLUMNS;
     }
 
     /* Output of the qkv projection that local output i is. */
@@ -67,176 +77,283 @@ template <int HD, int NG, int KINDS> struct AttentionRow {
         return head * hd + (i >= hd ? i - hd : i);
     }
 
-    __device__ CompleteItem item_of_tile(uint32_t segment, uint32_t tile) const
+    /* Local output of this thread's pair k. */
+    __device__ uint32_t pair_at(int k) const
     {
-        if (tile * 16 >= n_out)
-            return CompleteItem{};
-        return complete_item(g.e, segment, out_of(tile * 16), row, row + 1);
+        return (k * THREADS + tid) * 2;
     }
 
-    /* What may be known before the wait; B into L2. */
-    __device__ void prepare()
+    /* ---- before the wait ---- */
+
+    __device__ void prepare(const cu_sequence &s)
     {
 #pragma unroll
         for (int k = 0; k < PAIRS; k++) {
-            uint32_t i = (k * ATTENTION_THREADS + tid) * 2;
-            planes[k] = i < n_out && g.e.planes ? g.e.planes[out_of(i) / g.e.block_rows] : 1;
+            uint32_t i = pair_at(k);
+            planes[k] = i >= n_out ? 0 : g.e.planes ? g.e.planes[out_of(i) / g.e.block_rows] : 1;
         }
-        item = CompleteItem{};
+        if (late)
+            page = (bf16 *)(g.a.pages.pool +
+                            key_offset(g.a.pages, g.a.heads, s, kv_head, s.position0));
         if (KINDS == 0)
             return;
         segments = find_segments(g.e, row, row + 1);
-        if (segments.width)
-            item = item_of_tile(segments.first, warp + lane * ATTENTION_WARPS);
-        for (uint32_t at = 0; item.rows && at < (item.rank >> 16) * 32; at += 128)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(item.b + at));
+        if (!segments.width)
+            return;
+        take_items(segments.first, 0);
+        load_b(0);
+        for (uint32_t at = 512; at < (item.rank >> 16) * 32; at += 128)
+            prefetch_line(item.b + at);
     }
 
-    __device__ float2 base_pair(uint32_t out, uint32_t n_planes) const
+    /* item: segment i at tiles j0, j0 + 1, … of this warp, in the lanes. */
+    __device__ void take_items(uint32_t i, uint32_t j0)
+    {
+        uint32_t tile = warp + (j0 + lane) * WARPS;
+        item = CompleteItem{};
+        if (lane < TILES && tile * 16 < n_out)
+            item = complete_item(g.e, i, out_of(tile * 16), row, row + 1);
+    }
+
+    /* 16 rank columns of B from k on, of all tiles in the lanes. */
+    __device__ void load_b(uint32_t k)
+    {
+#pragma unroll
+        for (int s = 0; s < TILES; s++) {
+            const uint8_t *from =
+                (const uint8_t *)__shfl_sync(0xffffffffu, (unsigned long long)item.b, s);
+            uint32_t rank8 = __shfl_sync(0xffffffffu, item.rank, s) >> 16;
+            b[s][0] = b[s][1] = b[s][2] = b[s][3] = 0;
+            if (k < rank8)
+                load_b16(from, k, rank8, lane, b[s]);
+        }
+    }
+
+    /* ---- what the projection left ---- */
+
+    /* Planes of pairs k0, k0 + 1, …; no load depends on another or on a branch. */
+    __device__ void load_base(int k0, float2 v[AT_ONCE][PLANES]) const
+    {
+        size_t plane = (size_t)g.e.t * g.e.n;
+#pragma unroll
+        for (int s = 0; s < AT_ONCE; s++) {
+            uint32_t i = pair_at(k0 + s), n = k0 + s < PAIRS ? planes[k0 + s] : 0;
+            const float *from = g.e.y + (size_t)row * g.e.n + out_of(i < n_out ? i : 0);
+#pragma unroll
+            for (int p = 0; p < PLANES; p++)
+                v[s][p] = __ldcg((const float2 *)(from + ((uint32_t)p < n ? p : 0) * plane));
+        }
+    }
+
+    /* Their sums to y. */
+    __device__ void share_base(int k0, const float2 v[AT_ONCE][PLANES])
     {
         const cu_expand &e = g.e;
-        size_t at = (size_t)row * e.n + out;
-        if (e.y16)
-            return unpack_bf16(__ldcg((const uint32_t *)e.y16 + at / 2));
-        float2 sum = make_float2(0, 0);
-        for (uint32_t p = 0; p < n_planes; p += 4) {
-            float2 v[4];
 #pragma unroll
-            for (int k = 0; k < 4; k++)
-                v[k] = p + k < n_planes
-                           ? __ldcg((const float2 *)(e.y + at + (p + k) * ((size_t)e.t * e.n)))
-                           : make_float2(0, 0);
+        for (int s = 0; s < AT_ONCE; s++) {
+            uint32_t i = pair_at(k0 + s);
+            if (k0 + s >= PAIRS || i >= n_out)
+                continue;
+            size_t at = (size_t)row * e.n + out_of(i);
+            float2 sum = make_float2(0, 0);
+            if (e.y16) {
+                sum = unpack_bf16(__ldcg((const uint32_t *)e.y16 + at / 2));
+            } else {
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                sum.x += v[k].x;
-                sum.y += v[k].y;
+                for (int p = 0; p < PLANES; p++) {
+                    sum.x += (uint32_t)p < planes[k0 + s] ? v[s][p].x : 0.f;
+                    sum.y += (uint32_t)p < planes[k0 + s] ? v[s][p].y : 0.f;
+                }
+#pragma unroll 1
+                for (uint32_t p = PLANES; p < planes[k0 + s]; p++) {
+                    float2 more = __ldcg((const float2 *)(e.y + at + p * ((size_t)e.t * e.n)));
+                    sum.x += more.x;
+                    sum.y += more.y;
+                }
+            }
+            *(float2 *)(y + i) = sum;
+        }
+    }
+
+    /* Planes of this thread's columns of v from w on. */
+    __device__ void load_v(uint32_t w, float v[COLUMNS_EACH][PLANES]) const
+    {
+        const cu_expand &e = g.e;
+        if (e.v16)
+            return;
+#pragma unroll
+        for (int j = 0; j < COLUMNS_EACH; j++) {
+            uint32_t c = w + j * THREADS + tid;
+            if (w + j * THREADS >= segments.width)
+                break;
+            const float *from = e.v + (size_t)row * e.v_width + (c < segments.width ? c : w);
+#pragma unroll
+            for (int p = 0; p < PLANES; p++)
+                v[j][p] =
+                    __ldcg(from + ((uint32_t)p < e.v_planes ? p : 0) * ((size_t)e.t * e.v_width));
+        }
+    }
+
+    __device__ void share_v(uint32_t w, const float v[COLUMNS_EACH][PLANES])
+    {
+        const cu_expand &e = g.e;
+#pragma unroll
+        for (int j = 0; j < COLUMNS_EACH; j++) {
+            uint32_t c = w + j * THREADS + tid;
+            float sum = 0;
+            if (c < segments.width && e.v16) {
+                sum = v_value(e, row, c);
+            } else if (c < segments.width) {
+#pragma unroll
+                for (int p = 0; p < PLANES; p++)
+                    sum += (uint32_t)p < e.v_planes ? v[j][p] : 0.f;
+#pragma unroll 1
+                for (uint32_t p = PLANES; p < e.v_planes; p++)
+                    sum += __ldcg(e.v + (p * (size_t)e.t + row) * e.v_width + c);
+            }
+            vs[j * THREADS + tid] = sum;
+        }
+    }
+
+    /* Sums of squares of the row, four of a lane. */
+    __device__ void load_squares(float v[4]) const
+    {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            v[i] = 0;
+            if (i * 32 < g.e.n_ss) {
+                uint32_t at = lane + i * 32;
+                v[i] = __ldcg(g.e.ss + (size_t)row * g.e.n_ss + min(at, g.e.n_ss - 1));
+                v[i] = at < g.e.n_ss ? v[i] : 0.f;
             }
         }
-        return sum;
     }
 
     /* 1 / rms of the row, to every lane. */
-    __device__ float scale() const
+    __device__ float scale_of(const float v[4]) const
     {
-        if (!g.e.ss)
-            return 1.f;
-        float sum = 0;
-        for (uint32_t i = lane; i < g.e.n_ss; i += 32)
+        float sum = v[0] + v[1] + v[2] + v[3];
+        for (uint32_t i = lane + 128; i < g.e.n_ss; i += 32)
             sum += __ldcg(g.e.ss + (size_t)row * g.e.n_ss + i);
         return rsqrtf(warp_sum(sum) * g.e.ss_scale + g.e.eps);
     }
 
-    /* What 8 rank columns of B at k add to 16 outputs, in the lanes of a row; v's window at w. */
-    __device__ void add_eight(const CompleteItem &it, uint32_t k, uint2 b, uint32_t w,
-                              float sum[2]) const
-    {
-        uint32_t rank = it.rank & 0xffff, c = k + lane % 4 * 2, at = it.column + c - w;
-        float v0 = c < rank && at < COLUMNS ? vs[at] : 0.f;
-        float v1 = c + 1 < rank && at + 1 < COLUMNS ? vs[at + 1] : 0.f;
-        float2 low = unpack_bf16(b.x), high = unpack_bf16(b.y);
-        sum[0] += (low.x * v0 + low.y * v1) * it.scale;
-        sum[1] += (high.x * v0 + high.y * v1) * it.scale;
-    }
+    /* ---- B v ---- */
 
-    __device__ uint2 load_b8(const CompleteItem &it, uint32_t k) const
+    /* B operand: v at 16 rank columns from k on, times the scale; v's window at w. */
+    __device__ void v_operand(uint32_t column, uint32_t rank, float scale, uint32_t k, uint32_t w,
+                              uint32_t x[2]) const
     {
-        return k < it.rank >> 16 ? __ldg((const uint2 *)(it.b + k * 32 + lane * 8))
-                                 : make_uint2(0, 0);
-    }
-
-    /* y += what `item` of the lanes adds to this warp's tiles from j0 on by the columns at w; B of
-     * SOME tiles is on its way at once. */
-    __device__ void add_tiles(uint32_t j0, uint32_t w)
-    {
-        constexpr int SOME = 6;
-        uint32_t n_tiles = n_out / 16, n = 0;
-        if (warp + j0 * ATTENTION_WARPS < n_tiles)
-            n = min((n_tiles - warp - j0 * ATTENTION_WARPS + ATTENTION_WARPS - 1) / ATTENTION_WARPS,
-                    32u);
-        for (uint32_t j = 0; j < n; j += SOME) {
-            uint2 b[SOME][2];
 #pragma unroll
-            for (int s = 0; s < SOME; s++) {
-                CompleteItem it = item_of_lane(item, (j + s) % 32);
-                bool in = j + s < n && it.rows;
-                b[s][0] = in ? load_b8(it, 0) : make_uint2(0, 0);
-                b[s][1] = in ? load_b8(it, 8) : make_uint2(0, 0);
+        for (int h = 0; h < 2; h++) {
+            float v[2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                uint32_t c = k + h * 8 + lane % 4 * 2 + i, at = column + c - w;
+                v[i] = c < rank && at < ATTENTION_COLUMNS && lane < 8 ? vs[at] * scale : 0.f;
             }
+            x[h] = pack_bf16(v[0], v[1]);
+            float2 upper = unpack_bf16(x[h]);
+            if (lane >= 4)
+                x[h] = pack_bf16(v[0] - upper.x, v[1] - upper.y);
+        }
+    }
+
+    /* y += what `item` of the lanes adds to the warp's tiles from j0 on; v's window at w. ready: b
+     * has the first columns. */
+    __device__ void add_tiles(uint32_t j0, uint32_t w, bool ready)
+    {
+        for (uint32_t k = 0; __any_sync(0xffffffffu, k < item.rank >> 16); k += 16) {
+            uint32_t column = 0xffffffff, x[2] = {0, 0};
+            if (k || !ready)
+                load_b(k);
 #pragma unroll
-            for (int s = 0; s < SOME; s++) {
-                CompleteItem it = item_of_lane(item, (j + s) % 32);
-                if (j + s >= n || !it.rows)
+            for (int s = 0; s < TILES; s++) {
+                uint32_t rank = __shfl_sync(0xffffffffu, item.rank, s);
+                uint32_t c = __shfl_sync(0xffffffffu, item.column, s);
+                if (k >= rank >> 16)
                     continue;
-                float sum[2] = {0, 0};
-                add_eight(it, 0, b[s][0], w, sum);
-                add_eight(it, 8, b[s][1], w, sum);
-#pragma unroll 1
-                for (uint32_t k = 16; k < it.rank >> 16; k += 8)
-                    add_eight(it, k, load_b8(it, k), w, sum);
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
-                    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
-                    if (lane % 4 == 0)
-                        y[(warp + (j0 + j + s) * ATTENTION_WARPS) * 16 + lane / 4 + h * 8] +=
-                            sum[h];
+                float scale = __shfl_sync(0xffffffffu, item.scale, s);
+                if (c != column) // tiles of one module follow each other
+                    v_operand(c, rank & 0xffff, scale, k, w, x);
+                column = c;
+                float sum[4] = {0, 0, 0, 0};
+                mma_16816(sum, b[s], x);
+                float *to = y + (warp + (j0 + s) * WARPS) * 16 + lane / 4;
+                if (lane % 4 == 0) {
+                    to[0] += sum[0] + sum[1];
+                    to[8] += sum[2] + sum[3];
                 }
             }
         }
     }
 
-    /* y += what segment i adds by the columns at w; this warp's tiles are its own. */
-    __device__ void add_segment(uint32_t i, uint32_t w)
-    {
-        for (uint32_t j0 = 0; (warp + j0 * ATTENTION_WARPS) * 16 < n_out; j0 += 32) {
-            if (i != segments.first || w || j0)
-                item = item_of_tile(i, warp + (j0 + lane) * ATTENTION_WARPS);
-            add_tiles(j0, w);
-        }
-    }
-
-    /* y = what the adapters add. */
+    /* y += what the adapters add; the first columns of v are in shared memory. */
     __device__ void add_adapters()
     {
-        for (uint32_t i = tid; i < n_out; i += ATTENTION_THREADS)
-            y[i] = 0;
-        for (uint32_t w = 0; w < segments.width; w += COLUMNS) {
-            if (w)
+        for (uint32_t w = 0; w < segments.width; w += ATTENTION_COLUMNS) {
+            if (w) {
+                float v[COLUMNS_EACH][PLANES];
                 __syncthreads();
-            for (uint32_t c = tid; c < COLUMNS; c += ATTENTION_THREADS)
-                vs[c] = w + c < segments.width ? v_value(g.e, row, w + c) : 0.f;
-            __syncthreads();
-            for (uint32_t i = segments.first; i < segments.last; i++)
-                add_segment(i, w);
+                load_v(w, v);
+                share_v(w, v);
+                __syncthreads();
+            }
+            for (uint32_t i = segments.first; i < segments.last; i++) {
+                for (uint32_t j0 = 0; (warp + j0 * WARPS) * 16 < n_out; j0 += TILES) {
+                    bool ready = i == segments.first && !w && !j0;
+                    if (!ready)
+                        take_items(i, j0);
+                    add_tiles(j0, w, ready);
+                }
+            }
         }
-        __syncthreads();
     }
 
-    __device__ void complete()
+    /* ---- after the wait ---- */
+
+    /* The projection's output to y, but for the factor that is returned. */
+    __device__ float complete()
     {
-        float2 base[PAIRS];
-#pragma unroll
-        for (int k = 0; k < PAIRS; k++) {
-            uint32_t i = (k * ATTENTION_THREADS + tid) * 2;
-            base[k] = i < n_out ? base_pair(out_of(i), planes[k]) : make_float2(0, 0);
-        }
-        const float *turns = g.a.trig + (size_t)row * g.a.heads.rotary_dim;
-        for (uint32_t i = tid; i < g.a.heads.rotary_dim; i += ATTENTION_THREADS)
-            trig[i] = __ldcg(turns + i);
-        float r = scale();
         bool adapters = KINDS != 0 && segments.width;
+        float v[COLUMNS_EACH][PLANES], squares[4], turn[TURNS], r = 1;
+        float2 base[AT_ONCE][PLANES];
         if (adapters)
-            add_adapters();
+            load_v(0, v);
+        if (!g.e.y16)
+            load_base(0, base);
+        if (g.e.ss)
+            load_squares(squares);
 #pragma unroll
-        for (int k = 0; k < PAIRS; k++) {
-            uint32_t i = (k * ATTENTION_THREADS + tid) * 2, out = out_of(i);
-            if (i >= n_out)
-                continue;
-            float2 more = adapters ? make_float2(y[i], y[i + 1]) : make_float2(0, 0);
-            y[i] = finish<KINDS>(g.e, (base[k].x + more.x) * r, row, out);
-            y[i + 1] = finish<KINDS>(g.e, (base[k].y + more.y) * r, row, out + 1);
+        for (int i = 0; i < TURNS; i++) {
+            uint32_t at = i * THREADS + tid;
+            if (at < g.a.heads.rotary_dim)
+                turn[i] = __ldcg(g.a.trig + (size_t)row * g.a.heads.rotary_dim + at);
         }
+        if (adapters)
+            share_v(0, v);
+        share_base(0, base);
+#pragma unroll
+        for (int k = AT_ONCE; k < PAIRS; k += AT_ONCE) {
+            if ((uint32_t)k * THREADS * 2 >= n_out)
+                break;
+            if (!g.e.y16)
+                load_base(k, base);
+            share_base(k, base);
+        }
+#pragma unroll
+        for (int i = 0; i < TURNS; i++) {
+            if ((uint32_t)i * THREADS + tid < g.a.heads.rotary_dim)
+                trig[i * THREADS + tid] = turn[i];
+        }
+        if (g.e.ss)
+            r = scale_of(squares);
         __syncthreads();
+        if (adapters) {
+            add_adapters();
+            __syncthreads();
+        }
+        return r;
     }
 
     /* Queries that are in their buffer already. */
@@ -244,35 +361,42 @@ template <int HD, int NG, int KINDS> struct AttentionRow {
     {
         const bf16 *from =
             (const bf16 *)g.a.q + ((size_t)row * g.a.heads.n_kv_heads + kv_head) * group * hd;
-        for (uint32_t i = tid; i < group * hd; i += ATTENTION_THREADS)
+        for (uint32_t i = tid; i < group * hd; i += THREADS)
             q[i] = from[i];
         __syncthreads();
     }
 
-    /* Norms and rotates; q to shared memory, the key and the value to the pages. */
-    __device__ void rotate(const cu_sequence &s)
+    /* Finishes y times r, norms and rotates; q to shared memory, the key and the value to the
+     * pages. */
+    __device__ void rotate(float r)
     {
         uint32_t half = g.a.heads.rotary_dim / 2;
-        for (uint32_t head = warp; head * hd < n_out; head += ATTENTION_WARPS) {
+        for (uint32_t head = warp; head * hd < n_out; head += WARPS) {
             float *v = y + head * hd;
-            bool is_q = head < group, is_k = head == group;
+            bool is_q = head < group, is_k = head == group, turns = is_q || is_k;
             const cu_norm &n = is_q ? g.a.q_norm : g.a.k_norm;
-            if ((is_q || is_k) && n.w)
+            bf16 *to = page;
+            if (!is_q && !is_k)
+                to = (bf16 *)((uint8_t *)page + value_distance(g.a.pages, g.a.heads));
+            uint32_t out = out_of(head * hd);
+            for (uint32_t j = lane; j < hd; j += 32)
+                v[j] = finish<KINDS>(g.e, v[j] * r, row, out + j);
+            __syncwarp();
+            if (turns && n.w)
                 normalise_head(v, norm_weights(n, g.r, row), n, hd, lane);
-            bf16 *page = nullptr;
-            if (!is_q)
-                page = (bf16 *)(g.a.pages.pool +
-                                key_offset(g.a.pages, g.a.heads, s, kv_head, s.position0) +
-                                (is_k ? 0 : value_distance(g.a.pages, g.a.heads)));
-            for (uint32_t j = lane; j < hd; j += 32) {
+#pragma unroll
+            for (uint32_t i = 0; i < HD / 32; i++) {
+                uint32_t j = i * 32 + lane;
+                if (j >= hd)
+                    break;
                 float x = v[j];
-                if ((is_q || is_k) && j < half)
+                if (turns && j < half)
                     x = v[j] * trig[j] - v[j + half] * trig[half + j];
-                else if ((is_q || is_k) && j < 2 * half)
+                else if (turns && j < 2 * half)
                     x = v[j] * trig[j - half] + v[j - half] * trig[j];
                 q[head * hd + j] = __float2bfloat16(x);
                 if (!is_q)
-                    page[j] = __float2bfloat16(x);
+                    to[j] = __float2bfloat16(x);
             }
         }
         __syncthreads();
