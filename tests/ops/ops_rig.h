@@ -408,7 +408,7 @@ static inline int ops_open_backend(struct ops_rig *r, struct err *err)
  * Both leave nothing open. */
 static inline int ops_open(struct ops_rig *r, const struct ops_case *c, struct err *err)
 {
-    struct step_limits limits = {OPS_ROWS, 64, 64, 8, OPS_SLOTS, 2048, c->page_tokens};
+    struct step_limits limits = {OPS_ROWS, 64, 64, 64, OPS_SLOTS, 2048, c->page_tokens};
     memset(r, 0, sizeof *r);
     r->c = c;
     r->state = 88172645463325252u;

@@ -152,6 +152,40 @@ TEST(many_rows_of_additive_adapters_give_the_logits_of_few)
     for_cases(check_many_rows);
 }
 
+/* Every row under three adapters at once, by a segment for each adapter or for each row and
+ * adapter: more segments than lanes of a warp. */
+static void check_segments(struct ops_rig *r)
+{
+    enum { ROWS = 16, ADAPTERS = 3 };
+    struct request q = {.n_prompt = ROWS, .page0 = 0, .slot = -1};
+    struct step_segment few[ADAPTERS], many[ROWS * ADAPTERS];
+    float by_few[OPS_VOCAB], by_many[OPS_VOCAB];
+    unsigned kinds = 0;
+    for (uint32_t j = 0; j < ROWS; j++)
+        q.ids[j] = (int32_t)((j * 37 + 5) % OPS_VOCAB);
+    for (uint32_t a = 0; a < ADAPTERS; a++) {
+        kinds |= r->adapters[a].bound.kinds;
+        few[a] = (struct step_segment){0, ROWS, a, 0.5f + (float)a};
+        for (uint32_t j = 0; j < ROWS; j++)
+            many[j * ADAPTERS + a] = (struct step_segment){j, 1, a, 0.5f + (float)a};
+    }
+    for (int pass = 0; pass < 2; pass++) {
+        struct step s = empty_step(r, pass ? by_many : by_few);
+        struct step_result out;
+        add_rows(r, &s, &q, 0, ROWS, true);
+        s.kinds = kinds;
+        s.segments = pass ? many : few;
+        s.n_segments = pass ? ROWS * ADAPTERS : ADAPTERS;
+        run_step(r, &s, &out);
+    }
+    expect_same(r, "a segment a row", by_many, by_few);
+}
+
+TEST(rows_under_several_adapters_may_be_cut_into_any_segments)
+{
+    for_cases(check_segments);
+}
+
 TEST(pages_of_any_size_give_the_same_logits)
 {
     static const uint32_t sizes[] = {1, 2, 8, 16, 32, 64};
