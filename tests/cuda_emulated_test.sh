@@ -37,6 +37,13 @@ for t in golden/test_golden_kinds golden/test_added_tokens ops/test_ops ops/test
     ok "make $t" env -u MAKEFLAGS make --no-print-directory VARIANT="${VARIANT:-release}" "$program"
     ok "on the emulated card: $t" "$program"
 done
+# Cards whose blocks have less shared memory: other rings, the same answers, and a refusal of what does not fit.
+for card in "sm 80" "sm 89"; do
+    for t in kinds_llama_untied kinds_qwen2_bias; do
+        ok "$card: golden kinds, $t" env EMU_CARD="$card" "$LORA_BUILD/tests/golden/test_golden_kinds" $t
+    done
+    ok "$card: products of every site" env EMU_CARD="$card" "$LORA_BUILD/tests/ops/test_ops" gemm_sgmv_gain_and_bias_of_every_site
+done
 for a in math-lora sort-lora; do # float32 sums, and DoRA's float64 ones; the emulation has one thread
     for device in cpu cuda:0; do
         ok "$a merged on $device" lora merge "$TINYTALK/adapters/$a" --base "$TINYTALK/base" --output "$TMP/$a-$device" --device $device --threads 1

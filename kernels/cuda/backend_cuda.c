@@ -70,6 +70,7 @@ static int read_card(struct cuda_backend *be, struct err *err)
         return rc;
     be->capability = p.major * 10 + p.minor;
     be->n_sms = p.multiProcessorCount;
+    be->shared_bytes = (uint32_t)p.sharedMemPerBlockOptin;
     snprintf(be->name, sizeof be->name, "%.90s", p.name);
     if (be->capability < 80)
         return err_set(err, ERR_DEVICE,
@@ -130,7 +131,7 @@ static int info(struct backend *base, struct backend_info *out, struct err *err)
 static int supports(struct backend *be, const struct model_config *c, unsigned kinds,
                     struct err *err)
 {
-    (void)be;
+    const struct cuda_backend *card = (const struct cuda_backend *)be;
     (void)kinds; // every kind is computed
     if (c->n_experts > CU_MAX_EXPERTS || c->n_experts_used > CU_MAX_EXPERTS_USED ||
         c->d_expert % 16)
@@ -147,6 +148,12 @@ static int supports(struct backend *be, const struct model_config *c, unsigned k
                        "head_dim %u, hidden_size %u, intermediate_size %u: cuda wants "
                        "multiples of 16, 8 and 16, and head_dim up to 256",
                        c->head_dim, c->d_model, c->d_ff);
+    if (c->head_dim > 128 && card->shared_bytes < CUDA_WIDE_HEAD_BYTES)
+        return err_set(err, ERR_REFUSED,
+                       "head_dim %u: attention over it wants %d KB of shared memory a block, %s "
+                       "has %u; use another card or --device cpu",
+                       c->head_dim, CUDA_WIDE_HEAD_BYTES >> 10, card->name,
+                       card->shared_bytes >> 10);
     uint32_t group = c->n_heads / c->n_kv_heads;
     if (group > (c->head_dim > 128 ? 8u : 16u) || c->d_model > 8192)
         return err_set(err, ERR_REFUSED,

@@ -254,7 +254,17 @@ inline cudaError_t allow_shared(Kernel *kernel, int bytes, bool ready[16])
     return e;
 }
 
-/* Launches with programmatic dependency on what was queued before. */
+/* Of the current device; 0 where it cannot be told. */
+inline int device_attribute(cudaDeviceAttr which)
+{
+    int device = 0, value = 0;
+    bool known = cudaGetDevice(&device) == cudaSuccess &&
+                 cudaDeviceGetAttribute(&value, which, device) == cudaSuccess;
+    return known ? value : 0;
+}
+
+/* Launches with programmatic dependency (where there is such: from 9.0 on) on what was queued
+ * before. */
 template <typename... Params, typename... Args>
 inline cudaError_t launch_pdl(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
                               cudaStream_t stream, Args... args)
@@ -268,16 +278,14 @@ inline cudaError_t launch_pdl(void (*kernel)(Params...), dim3 grid, dim3 block, 
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &attribute;
-    config.numAttrs = 1;
+    config.numAttrs = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
     return cudaLaunchKernelEx(&config, kernel, Params(args)...);
 }
 
 /* Whether the current device has clusters. */
 inline bool cluster_supported()
 {
-    int device = 0, has = 0;
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&has, cudaDevAttrClusterLaunch, device) == cudaSuccess && has;
+    return device_attribute(cudaDevAttrClusterLaunch) != 0;
 }
 
 /* The same with clusters of `cluster` CTAs that follow each other in z. */

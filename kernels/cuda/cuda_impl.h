@@ -27,9 +27,10 @@
 enum {
     CUDA_LAYOUT_VERSION = 3,
     CUDA_IN_FLIGHT = 2,
-    CUDA_LAYER_SITES = 4,     // qkv, o, gate_up, down
-    CUDA_MOE_SITES = 3,       // router, experts' gate_up, down
-    CUDA_STAGING_BLOCKS = 16, // two for each of eight loading threads
+    CUDA_LAYER_SITES = 4,             // qkv, o, gate_up, down
+    CUDA_MOE_SITES = 3,               // router, experts' gate_up, down
+    CUDA_STAGING_BLOCKS = 16,         // two for each of eight loading threads
+    CUDA_WIDE_HEAD_BYTES = 128 << 10, // shared memory of attention over heads of more than 128
     CUDA_STAGING_BYTES = 8 << 20,
     CUDA_WORKSPACE_BYTES = 64 << 20,
     CUDA_MAX_GRAPHS = 64,
@@ -39,6 +40,7 @@ enum {
 struct cuda_backend {
     struct backend base;           // first
     int device, n_sms, capability; // capability: 90 for 9.0
+    uint32_t shared_bytes;         // of shared memory that a block may have
     char name[96];
     bool no_graphs, deterministic;
     char *cache_dir; // or NULL

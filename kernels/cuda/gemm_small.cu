@@ -62,12 +62,18 @@ struct Chunk {
     }
 };
 
-template <int NT> struct Shape {
+/* What a block may have of shared memory: 99 KB on 8.6 and 8.9, 163 on 8.0, 227 from 9.0 on. */
+enum Room { SMALL, MIDDLE, LARGE };
+
+template <int NT, Room ROOM> struct Shape {
     static constexpr bool WIDE = NT > 2;
     static constexpr int ROWS = WIDE ? 128 : 64; // outputs of a block
     static constexpr int SUBS = WIDE ? 1 : 2;    // of 64 inputs
     static constexpr int X_STAGE = NT == 8 ? 8192 : 4096;
-    static constexpr int STAGES = NT == 8 ? 8 : 9;
+    static constexpr int STAGES = (ROOM == LARGE    ? 9
+                                   : ROOM == MIDDLE ? 7
+                                                    : 4) -
+                                  (NT == 8); // those of NT 8 are larger
     static constexpr int AHEAD = STAGES - 2; // stages asked for before they are needed, in the loop
     static constexpr int RING = STAGES * (W_STAGE + X_STAGE);
     static constexpr int RED = 4096;
@@ -86,8 +92,8 @@ struct Place {
     uint32_t tile, kblock;
 };
 
-template <int NT> struct Worker {
-    using S = Shape<NT>;
+template <int NT, Room ROOM> struct Worker {
+    using S = Shape<NT, ROOM>;
     static constexpr int PIECES = S::SUBS * 8; // 16-byte pieces of a row of a block
     const cu_gemm &g;
     uint32_t ring, full, empty; // shared addresses
@@ -528,22 +534,33 @@ template <int NT> struct Worker {
 };
 
 // So few registers that the kernels between two GEMMs fit beside a CTA of this one.
-template <int NT> __global__ void __maxnreg__(NT > 2 ? 88 : 64) gemm_small_kernel(const cu_gemm g)
+template <int NT, Room ROOM>
+__global__ void __maxnreg__(NT > 2 ? 88 : 64) gemm_small_kernel(const cu_gemm g)
 {
     extern __shared__ __align__(128) uint8_t smem[];
     pdl_launch_dependents();
-    Worker<NT> worker(g, smem);
+    Worker<NT, ROOM> worker(g, smem);
     worker.run();
+}
+
+template <int NT, Room ROOM> int launch_in(const cu_gemm *g, cudaStream_t stream)
+{
+    constexpr int BYTES = Shape<NT, ROOM>::BYTES;
+    static bool ready[16];
+    cudaError_t e = allow_shared(gemm_small_kernel<NT, ROOM>, BYTES, ready);
+    if (e != cudaSuccess)
+        return e;
+    return launch_pdl(gemm_small_kernel<NT, ROOM>, dim3(g->n_ctas), dim3(THREADS), BYTES, stream,
+                      *g);
 }
 
 template <int NT> int launch(const cu_gemm *g, cudaStream_t stream)
 {
-    static bool ready[16];
-    cudaError_t e = allow_shared(gemm_small_kernel<NT>, Shape<NT>::BYTES, ready);
-    if (e != cudaSuccess)
-        return e;
-    return launch_pdl(gemm_small_kernel<NT>, dim3(g->n_ctas), dim3(THREADS), Shape<NT>::BYTES,
-                      stream, *g);
+    int bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    if (bytes >= Shape<NT, LARGE>::BYTES)
+        return launch_in<NT, LARGE>(g, stream);
+    return bytes >= Shape<NT, MIDDLE>::BYTES ? launch_in<NT, MIDDLE>(g, stream)
+                                             : launch_in<NT, SMALL>(g, stream);
 }
 
 } // namespace

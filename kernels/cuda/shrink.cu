@@ -248,15 +248,6 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-bool clusters_work()
-{
-    int device = 0, major = 0;
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
-               cudaSuccess &&
-           major >= 9;
-}
-
 cudaError_t launch_cluster(const cu_gemm &g, const uint32_t *item_segment, const uint32_t *item_row,
                            uint32_t n_items, uint32_t n_planes, bf16 *v16, cudaStream_t stream)
 {
@@ -289,7 +280,7 @@ extern "C" int cu_shrink(const struct cu_gemm *g, const uint32_t *item_segment,
     cudaError_t e = allow_shared(shrink_kernel, BYTES, ready);
     if (e != cudaSuccess)
         return e;
-    if (clusters_work()) {
+    if (cluster_supported()) {
         while (n_planes & (n_planes - 1)) // a cluster has 1, 2, 4 or 8 CTAs
             n_planes--;
         return launch_cluster(*g, item_segment, item_row, n_items, n_planes, (bf16 *)v16, stream);

@@ -157,9 +157,16 @@ inline float warp_max(float v)
     return v;
 }
 
+inline int device_attribute(cudaDeviceAttr which)
+{
+    int value = 0;
+    return cudaDeviceGetAttribute(&value, which, 0) == cudaSuccess ? value : 0;
+}
+
 template <typename Kernel> inline cudaError_t allow_shared(Kernel *, int bytes, bool *)
 {
-    return bytes <= 232448 ? cudaSuccess : cudaErrorInvalidValue;
+    return bytes <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) ? cudaSuccess
+                                                                              : cudaErrorInvalidValue;
 }
 template <typename... Params, typename... Args>
 inline cudaError_t launch_pdl(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,

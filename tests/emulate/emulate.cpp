@@ -235,7 +235,7 @@ const char *cudaGetErrorString(cudaError_t e)
 }
 cudaError_t cudaGetLastError(void) { return 0; }
 /* EMU_CARD: what is wrong with the machine: "no driver", "old driver", "no card"; "sm 75" and
- * "small" are cards that lack something. */
+ * "small" are cards that lack something, "sm 80" and "sm 89" have less shared memory than Hopper. */
 static bool card_is(const char *what)
 {
     const char *card = getenv("EMU_CARD");
@@ -261,7 +261,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
     p->multiProcessorCount = EMU_SMS;
     p->totalGlobalMem = (size_t)8 << 30;
     p->sharedMemPerMultiprocessor = 233472;
-    p->sharedMemPerBlockOptin = SHARED;
+    p->sharedMemPerBlockOptin = card_is("sm 80") ? 166912 : card_is("sm 89") ? 101376 : SHARED;
     p->l2CacheSize = 50 << 20;
     return 0;
 }
@@ -269,7 +269,9 @@ cudaError_t cudaDeviceGetAttribute(int *v, cudaDeviceAttr a, int d)
 {
     cudaDeviceProp p;
     cudaError_t e = cudaGetDeviceProperties(&p, d);
-    *v = a == cudaDevAttrComputeCapabilityMajor ? p.major : p.minor;
+    *v = a == cudaDevAttrComputeCapabilityMajor   ? p.major
+         : a == cudaDevAttrComputeCapabilityMinor ? p.minor
+                                                  : (int)p.sharedMemPerBlockOptin;
     return e;
 }
 cudaError_t cudaDeviceSetCacheConfig(int) { return 0; }
