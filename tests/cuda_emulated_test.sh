@@ -44,6 +44,10 @@ for card in "sm 80" "sm 89"; do
     done
     ok "$card: products of every site" env EMU_CARD="$card" "$LORA_BUILD/tests/ops/test_ops" gemm_sgmv_gain_and_bias_of_every_site
 done
+cp -r "$BASE" "$TMP/wide"
+sed -i 's/"head_dim": 32/"head_dim": 256/' "$TMP/wide/config.json"
+EMU_CARD="sm 89" exits 4 "heads that are too wide for a card" lora serve --check "$TMP/wide" --device cuda:0
+like "$ERR" "head_dim 256: .* wants 128 KB .* has 99" "are refused with both numbers"
 for a in math-lora sort-lora; do # float32 sums, and DoRA's float64 ones; the emulation has one thread
     for device in cpu cuda:0; do
         ok "$a merged on $device" lora merge "$TINYTALK/adapters/$a" --base "$TINYTALK/base" --output "$TMP/$a-$device" --device $device --threads 1
