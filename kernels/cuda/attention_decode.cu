@@ -527,7 +527,7 @@ int launch(DecodeArgs g, uint32_t bound, cudaStream_t stream)
         return e;
     dim3 grid(g.a.heads.n_kv_heads, bound, g.a.n_split);
     return launch_pdl_cluster(decode_kernel<HD, NG, KINDS, WARPS>, grid, dim3(WARPS * 32), bytes,
-                              stream, g.cluster, g);
+                              stream, dim3(1, 1, g.cluster), g);
 }
 
 template <int HD, int NG, int WARPS>

@@ -25,6 +25,15 @@ __device__ __forceinline__ void pdl_launch_dependents()
 #endif
 }
 
+/* Until *count has come to `enough`: a hint when it is time for something, so not for ever. By one
+ * thread, which looks again after `pause` nanoseconds. */
+__device__ __forceinline__ void await_count(const uint32_t *count, uint32_t enough, uint32_t pause)
+{
+#pragma unroll 1
+    for (int i = 0; i < 1000 && *(const volatile uint32_t *)count < enough; i++)
+        __nanosleep(pause);
+}
+
 /* Everything that earlier kernels of the chain wrote is visible after this. */
 __device__ __forceinline__ void pdl_wait()
 {
@@ -263,35 +272,17 @@ inline int device_attribute(cudaDeviceAttr which)
     return known ? value : 0;
 }
 
-/* Launches with programmatic dependency (where there is such: from 9.0 on) on what was queued
- * before. */
-template <typename... Params, typename... Args>
-inline cudaError_t launch_pdl(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
-                              cudaStream_t stream, Args... args)
-{
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = stream;
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute;
-    config.numAttrs = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
-    return cudaLaunchKernelEx(&config, kernel, Params(args)...);
-}
-
 /* Whether the current device has clusters. */
 inline bool cluster_supported()
 {
     return device_attribute(cudaDevAttrClusterLaunch) != 0;
 }
 
-/* The same with clusters of `cluster` CTAs that follow each other in z. */
+/* Launches behind what was queued before, with programmatic dependency on it where there is such
+ * (from 9.0 on), in clusters of that shape: of one CTA where there are none. */
 template <typename... Params, typename... Args>
 inline cudaError_t launch_pdl_cluster(void (*kernel)(Params...), dim3 grid, dim3 block,
-                                      size_t shared_bytes, cudaStream_t stream, uint32_t cluster,
+                                      size_t shared_bytes, cudaStream_t stream, dim3 cluster,
                                       Args... args)
 {
     cudaLaunchConfig_t config = {};
@@ -303,11 +294,20 @@ inline cudaError_t launch_pdl_cluster(void (*kernel)(Params...), dim3 grid, dim3
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[0].val.programmaticStreamSerializationAllowed = 1;
     attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
-    attributes[1].val.clusterDim.z = cluster;
+    attributes[1].val.clusterDim.x = cluster.x;
+    attributes[1].val.clusterDim.y = cluster.y;
+    attributes[1].val.clusterDim.z = cluster.z;
     config.attrs = attributes;
-    config.numAttrs = cluster > 1 ? 2 : 1;
+    if (device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9)
+        config.numAttrs = cluster.x * cluster.y * cluster.z > 1 ? 2 : 1;
     return cudaLaunchKernelEx(&config, kernel, Params(args)...);
+}
+
+template <typename... Params, typename... Args>
+inline cudaError_t launch_pdl(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+                              cudaStream_t stream, Args... args)
+{
+    return launch_pdl_cluster(kernel, grid, block, shared_bytes, stream, dim3(1, 1, 1), args...);
 }
 
 } // namespace lora

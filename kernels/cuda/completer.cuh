@@ -6,6 +6,7 @@
  * These kernels stand beside a GEMM that has nearly all of a multiprocessor's shared memory, and
  * run for a few microseconds: registers, so that two CTAs of the largest fit there, and code, which
  * is fetched anew in every layer, are scarce. No barrier without adapters.
+ *
  * What the planes, the sums of squares and v's planes cost is one latency: all of it is asked for
  * before any of it is used; v's planes go to shared memory by cp.async, where the threads that
  * asked for them add them up. B does not depend on the GEMM before: it is fetched into L2 before
@@ -105,11 +106,8 @@ template <int NT, int TILES, int KINDS, int WARPS> struct Completer {
     {
         if (!e.asked)
             return;
-        if (tid == 0) {
-#pragma unroll 1
-            for (int i = 0; i < 1000 && *(const volatile uint32_t *)e.asked < e.enough; i++)
-                __nanosleep(100);
-        }
+        if (tid == 0)
+            await_count(e.asked, e.enough, 100);
         __syncthreads();
     }
 

@@ -425,12 +425,8 @@ template <int NT, Room ROOM> struct Worker {
      * earlier takes bandwidth from those that are late. A hint, so not for ever. */
     __device__ void wait_turn() const
     {
-        uint32_t enough = gridDim.x * 5 / 8;
-        if (tid == 0 && g.asked_before) {
-#pragma unroll 1
-            for (int i = 0; i < 1000 && *(const volatile uint32_t *)g.asked_before < enough; i++)
-                __nanosleep(20);
-        }
+        if (tid == 0 && g.asked_before)
+            await_count(g.asked_before, gridDim.x * 5 / 8, 20);
     }
 
     __device__ void tell_asked() const

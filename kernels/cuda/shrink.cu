@@ -248,25 +248,6 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-cudaError_t launch_cluster(const cu_gemm &g, const uint32_t *item_segment, const uint32_t *item_row,
-                           uint32_t n_items, uint32_t n_planes, bf16 *v16, cudaStream_t stream)
-{
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(n_items, n_planes);
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = BYTES;
-    config.stream = stream;
-    cudaLaunchAttribute attributes[2];
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.z = 1;
-    attributes[1].val.clusterDim.y = n_planes;
-    config.attrs = attributes;
-    config.numAttrs = 2;
-    return cudaLaunchKernelEx(&config, shrink_kernel, g, item_segment, item_row, v16);
-}
-
 } // namespace
 
 extern "C" int cu_shrink(const struct cu_gemm *g, const uint32_t *item_segment,
@@ -283,7 +264,9 @@ extern "C" int cu_shrink(const struct cu_gemm *g, const uint32_t *item_segment,
     if (cluster_supported()) {
         while (n_planes & (n_planes - 1)) // a cluster has 1, 2, 4 or 8 CTAs
             n_planes--;
-        return launch_cluster(*g, item_segment, item_row, n_items, n_planes, (bf16 *)v16, stream);
+        return launch_pdl_cluster(shrink_kernel, dim3(n_items, n_planes), dim3(THREADS), BYTES,
+                                  stream, dim3(1, n_planes, 1), *g, item_segment, item_row,
+                                  (bf16 *)v16);
     }
     e = launch_pdl(shrink_kernel, dim3(n_items, n_planes), dim3(THREADS), BYTES, stream, *g,
                    item_segment, item_row, (bf16 *)NULL);

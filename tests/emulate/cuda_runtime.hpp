@@ -212,33 +212,6 @@ static inline emu_launcher<P...> emu_launch(void (*k)(P...), dim3 g, dim3 b, siz
 {
     return {k, g, b, s};
 }
-/* Launches with attributes: they are about when and where, which is all one here. */
-enum {
-    cudaLaunchAttributeClusterDimension = 4,
-    cudaLaunchAttributeProgrammaticStreamSerialization = 6
-};
-struct cudaLaunchAttribute {
-    int id;
-    struct {
-        struct {
-            unsigned x, y, z;
-        } clusterDim;
-        int programmaticStreamSerializationAllowed;
-    } val;
-};
-struct cudaLaunchConfig_t {
-    dim3 gridDim, blockDim;
-    size_t dynamicSmemBytes;
-    cudaStream_t stream;
-    cudaLaunchAttribute *attrs;
-    unsigned numAttrs;
-};
-template <typename... P, typename... A>
-static inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *c, void (*k)(P...), A... args)
-{
-    emu_run(c->gridDim, c->blockDim, c->dynamicSmemBytes, [=] { k((P)(args)...); });
-    return cudaSuccess;
-}
 template <typename K> static inline cudaError_t emu_func(K *, int, int) { return cudaSuccess; }
 
 #endif
