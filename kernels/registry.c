@@ -38,7 +38,7 @@ static int load_plugin(const struct backend_ops **out, struct err *err)
     if (rc != 0)
         return rc;
     if (!file_exists(path))
-        return err_set(err, ERR_DEVICE, "cuda: no plug-in at %s", path);
+        return err_set(err, ERR_DEVICE, "cuda: no plug-in at %s; `make cuda` builds it", path);
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!handle) {
         const char *why = dlerror();
