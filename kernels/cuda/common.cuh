@@ -278,8 +278,21 @@ inline bool cluster_supported()
     return device_attribute(cudaDevAttrClusterLaunch) != 0;
 }
 
-/* Launches behind what was queued before, with programmatic dependency on it where there is such
- * (from 9.0 on), in clusters of that shape: of one CTA where there are none. */
+/* Launches behind what was queued before. What it returns is its own error, not the thread's last
+ * one (cudaGetLastError), which may be another card's: memory that there was not, say. */
+template <typename... Params, typename... Args>
+inline cudaError_t launch_plain(void (*kernel)(Params...), dim3 grid, dim3 block,
+                                cudaStream_t stream, Args... args)
+{
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.stream = stream;
+    return cudaLaunchKernelEx(&config, kernel, Params(args)...);
+}
+
+/* The same with programmatic dependency on what was queued before where there is such (from 9.0 on),
+ * in clusters of that shape: of one CTA where there are none. */
 template <typename... Params, typename... Args>
 inline cudaError_t launch_pdl_cluster(void (*kernel)(Params...), dim3 grid, dim3 block,
                                       size_t shared_bytes, cudaStream_t stream, dim3 cluster,

@@ -6,6 +6,7 @@
  */
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/common.cuh"
 #include "kernels/cuda/merge_launch.h"
 
 namespace
@@ -57,6 +58,6 @@ extern "C" int cu_matmul(const float *a, const float *b, float *c, uint32_t m, u
     dim3 grid((n + TILE - 1) / TILE, (m + TILE - 1) / TILE);
     if (!m || !n)
         return 0;
-    matmul_kernel<<<grid, THREADS, 0, stream>>>(a, b, c, m, n, k, scale, add);
-    return cudaGetLastError();
+    return lora::launch_plain(matmul_kernel, grid, dim3(THREADS), stream, a, b, c, m, n, k, scale,
+                              add);
 }

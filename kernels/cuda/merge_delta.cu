@@ -13,6 +13,7 @@
  */
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/common.cuh"
 #include "kernels/cuda/merge_launch.h"
 
 namespace
@@ -220,9 +221,6 @@ extern "C" int cu_merge_delta(const struct cu_merge *m, cudaStream_t stream)
     dim3 grid((m->n_cols + CHUNK - 1) / CHUNK, (m->n_rows + ROWS - 1) / ROWS);
     if (!m->n_rows || !m->n_cols)
         return 0;
-    if (m->is_bf16)
-        merge_delta_kernel<true><<<grid, THREADS, 0, stream>>>(*m);
-    else
-        merge_delta_kernel<false><<<grid, THREADS, 0, stream>>>(*m);
-    return cudaGetLastError();
+    auto kernel = m->is_bf16 ? merge_delta_kernel<true> : merge_delta_kernel<false>;
+    return lora::launch_plain(kernel, grid, dim3(THREADS), stream, *m);
 }

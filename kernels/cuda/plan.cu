@@ -106,6 +106,6 @@ extern "C" int cu_plan_step(const struct cu_plan_site *items, uint32_t n_items,
                             const struct cu_segment *segments, const uint32_t *n_segments,
                             cudaStream_t stream)
 {
-    plan_kernel<<<n_items, THREADS, 0, stream>>>(items, segments, n_segments);
-    return cudaGetLastError();
+    return lora::launch_plain(plan_kernel, dim3(n_items), dim3(THREADS), stream, items, segments,
+                              n_segments);
 }

@@ -33,6 +33,6 @@ __global__ void __launch_bounds__(512) read_kernel(const uint4 *p, uint64_t n, u
 
 extern "C" int cu_read(const void *p, uint64_t n, cudaStream_t stream)
 {
-    read_kernel<<<1056, 512, 0, stream>>>((const uint4 *)p, n / 16, (uint4 *)p);
-    return cudaGetLastError();
+    return lora::launch_plain(read_kernel, dim3(1056), dim3(512), stream, (const uint4 *)p,
+                              n / 16, (uint4 *)p);
 }

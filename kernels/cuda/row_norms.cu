@@ -44,7 +44,6 @@ extern "C" int cu_row_norms(const void *w, uint32_t row0, uint32_t n, uint32_t n
                             uint32_t n_cols, int transposed, const float *a, const float *b,
                             uint32_t rank, float scale, double *out, cudaStream_t stream)
 {
-    row_norms_kernel<<<n, THREADS, 0, stream>>>((const bf16 *)w, row0, n_rows, n_cols, transposed,
-                                                a, b, rank, scale, out);
-    return cudaGetLastError();
+    return launch_plain(row_norms_kernel, dim3(n), dim3(THREADS), stream, (const bf16 *)w, row0,
+                        n_rows, n_cols, transposed, a, b, rank, scale, out);
 }

@@ -8,6 +8,7 @@
  */
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/common.cuh"
 #include "kernels/cuda/merge_launch.h"
 
 namespace
@@ -59,6 +60,6 @@ extern "C" int cu_sums64(const double *left, const double *right, double *out, u
     dim3 grid((n_cols + COLUMNS - 1) / COLUMNS, (n_rows + ROWS - 1) / ROWS);
     if (!n_rows || !n_cols)
         return 0;
-    sums64_kernel<<<grid, THREADS, 0, stream>>>(left, right, out, n_rows, n_cols, rank);
-    return cudaGetLastError();
+    return lora::launch_plain(sums64_kernel, grid, dim3(THREADS), stream, left, right, out, n_rows,
+                              n_cols, rank);
 }

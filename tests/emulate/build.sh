@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # build.sh OUT CC CXX: the CUDA plug-in for this machine's processor, OUT/lora_cuda.so. Run from the
-# root. The kernels are the ones that nvcc compiles, but for launches, assembler and dynamic shared
-# memory, which are rewritten to calls of the emulation; what kernels/cuda/common.cuh holds in
-# assembler stands in common.hpp in plain C++. For finding wrong arithmetic and wrong indices where
-# there is no GPU: it knows no races, no caches and no speed.
+# root. The kernels are the ones that nvcc compiles, but for assembler and dynamic shared memory,
+# which are rewritten to calls of the emulation; what kernels/cuda/common.cuh holds in assembler and
+# its launchers stand in common.hpp in plain C++. For finding wrong arithmetic and wrong indices
+# where there is no GPU: it knows no races, no caches and no speed.
 set -eu
 out=$1 cc=${2:-gcc} cxx=${3:-g++} flags=${EMULATE_FLAGS:--O2 -g}
 src=$out/src include=$out/include
@@ -20,7 +20,6 @@ for f in kernels/cuda/*.cu kernels/cuda/*.cuh; do
     [ "${f##*/}" = common.cuh ] && continue
     perl -0pe '
         s/extern __shared__ __align__\(\d+\) uint8_t (\w+)\[\];/uint8_t *$1 = emu_dynamic_shared();/g;
-        s/(\w+(?:<[\w, ]+>)?)<<<(.*?)>>>\(/emu_launch($1, $2)(/gs;
         s/asm volatile\("movmatrix[^"]*"\s*:\s*"=r"\((.*?)\)\s*:\s*"r"\((\w+)\)\);/emu_movmatrix(&$1, $2);/gs;
         s/asm volatile\(\s*"(prefetch|discard|cp\.async\.bulk\.prefetch)[^;]*;[^;]*;/;/gs;
     ' "$f" | update "$src/$f"

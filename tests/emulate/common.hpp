@@ -179,6 +179,13 @@ inline cudaError_t launch_pdl(void (*kernel)(Params...), dim3 grid, dim3 block, 
 }
 
 template <typename... Params, typename... Args>
+inline cudaError_t launch_plain(void (*kernel)(Params...), dim3 grid, dim3 block,
+                                cudaStream_t stream, Args... args)
+{
+    return launch_pdl(kernel, grid, block, 0, stream, args...);
+}
+
+template <typename... Params, typename... Args>
 inline cudaError_t launch_pdl_cluster(void (*kernel)(Params...), dim3 grid, dim3 block,
                                       size_t shared_bytes, cudaStream_t stream, dim3,
                                       Args... args)

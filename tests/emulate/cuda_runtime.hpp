@@ -195,23 +195,4 @@ static inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
 static inline int max(int a, int b) { return a > b ? a : b; }
 static inline uint64_t max(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
-/* kernel<<<grid, block, shared, stream>>>(args) */
-template <typename... P> struct emu_launcher {
-    void (*kernel)(P...);
-    dim3 grid, block;
-    size_t shared;
-    template <typename... A> void operator()(A... args) const
-    {
-        auto k = kernel;
-        emu_run(grid, block, shared, [=] { k((P)(args)...); });
-    }
-};
-template <typename... P>
-static inline emu_launcher<P...> emu_launch(void (*k)(P...), dim3 g, dim3 b, size_t s = 0,
-                                            cudaStream_t = nullptr)
-{
-    return {k, g, b, s};
-}
-template <typename K> static inline cudaError_t emu_func(K *, int, int) { return cudaSuccess; }
-
 #endif
