@@ -37,6 +37,7 @@ find "${folders[@]}" -type f \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 
         home["^zlib\\.h$"] = "^store/archive[a-z_]*\\.[ch]$"
         home["^zstd(_errors)?\\.h$"] = "^store/archive[a-z_]*\\.[ch]$"
         home["^(cuda|cublas|nv|mma|cooperative_groups|cub/|cutlass)"] = "^kernels/cuda/"
+        home["^atomic$"] = "^kernels/cuda/[a-z_]*\\.cuh?$" # C++, for the host code of kernels
         home["^jansson\\.h$"] = "."
         # The C library and the kernel: anybody.
         n = split("assert complex ctype dirent dlfcn errno fcntl fenv float getopt glob inttypes libgen limits locale " \

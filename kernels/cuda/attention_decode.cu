@@ -521,8 +521,8 @@ int launch(DecodeArgs g, uint32_t bound, cudaStream_t stream)
         sent = (group * hd + 8 + 8 * 2 * group) * 4;
     }
     uint32_t bytes = (inputs > parts ? inputs : parts) + sent;
-    static bool ready[16];
-    cudaError_t e = allow_shared(decode_kernel<HD, NG, KINDS, WARPS>, 64 << 10, ready);
+    static Allowed allowed;
+    cudaError_t e = allow_shared(decode_kernel<HD, NG, KINDS, WARPS>, 64 << 10, allowed);
     if (e != cudaSuccess)
         return e;
     dim3 grid(g.a.heads.n_kv_heads, bound, g.a.n_split);

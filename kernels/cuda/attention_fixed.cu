@@ -282,8 +282,8 @@ int launch(const cu_attention *a, const cu_rows *r, const uint32_t *block_sequen
            const uint32_t *block_row, uint32_t n_blocks, uint32_t n_parts, cudaStream_t stream)
 {
     constexpr int BYTES = stages<HD> * stage_bytes<HD>;
-    static bool ready[16];
-    cudaError_t e = allow_shared(fixed_kernel<HD>, BYTES, ready);
+    static Allowed allowed;
+    cudaError_t e = allow_shared(fixed_kernel<HD>, BYTES, allowed);
     if (e != cudaSuccess)
         return e;
     uint32_t tokens = ROWS / (a->heads.n_heads / a->heads.n_kv_heads);

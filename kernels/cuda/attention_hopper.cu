@@ -377,11 +377,11 @@ template <int HD>
 int launch(const cu_attention *a, const cu_rows *r, const uint32_t *block_sequence,
            const uint32_t *block_row, uint32_t n_blocks, cudaStream_t stream)
 {
-    static bool ready[16];
+    static Allowed allowed;
     CUtensorMap q_map, pool_map;
     int rc = describe_q(&q_map, a, r->t);
     rc = rc ? rc : describe_pool(&pool_map, a);
-    rc = rc ? rc : (int)allow_shared(flash_kernel<HD>, Shape<HD>::BYTES, ready);
+    rc = rc ? rc : (int)allow_shared(flash_kernel<HD>, Shape<HD>::BYTES, allowed);
     if (rc)
         return rc;
     Args g = {*a, r->sequences, block_sequence, block_row};

@@ -145,8 +145,8 @@ int launch(const cu_attention *a, const cu_rows *r, const uint32_t *block_sequen
            const uint32_t *block_row, uint32_t n_blocks, cudaStream_t stream)
 {
     constexpr int BYTES = STAGES * stage_bytes<HD>;
-    static bool ready[16];
-    cudaError_t e = allow_shared(prefill_kernel<HD>, BYTES, ready);
+    static Allowed allowed;
+    cudaError_t e = allow_shared(prefill_kernel<HD>, BYTES, allowed);
     if (e != cudaSuccess)
         return e;
     return launch_pdl(prefill_kernel<HD>, dim3(a->heads.n_heads, n_blocks), dim3(THREADS), BYTES,

@@ -7,6 +7,7 @@
 #ifndef KERNELS_CUDA_COMMON_CUH
 #define KERNELS_CUDA_COMMON_CUH
 
+#include <atomic>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
@@ -246,20 +247,28 @@ __device__ __forceinline__ float warp_max(float v)
     return v;
 }
 
-/* Lets a kernel have that much dynamic shared memory, once a device; `ready` is the kernel's own.
+/* The devices on which a kernel was told its shared memory; any thread may ask. */
+struct Allowed {
+    static constexpr int DEVICES = 64; // one beyond them is told at every launch
+    std::atomic<bool> on[DEVICES];
+};
+
+/* Lets a kernel have that much dynamic shared memory, once a device; `allowed` is the kernel's own.
  */
 template <typename Kernel>
-inline cudaError_t allow_shared(Kernel *kernel, int bytes, bool ready[16])
+inline cudaError_t allow_shared(Kernel *kernel, int bytes, Allowed &allowed)
 {
     int device = 0;
     cudaError_t e = cudaGetDevice(&device);
-    if (e != cudaSuccess || ready[device & 15])
+    bool noted = device < Allowed::DEVICES;
+    if (e != cudaSuccess || (noted && allowed.on[device].load(std::memory_order_acquire)))
         return e;
     e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (e == cudaSuccess)
         e = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                  cudaSharedmemCarveoutMaxShared);
-    ready[device & 15] = e == cudaSuccess;
+    if (noted && e == cudaSuccess)
+        allowed.on[device].store(true, std::memory_order_release);
     return e;
 }
 

@@ -412,8 +412,8 @@ int launch(const cu_grouped *g, int kind, void *y, cudaStream_t stream)
 {
     using S = Shape<WM, WN, MT, NT>;
     static_assert(S::BYTES >= S::BN * ((GATED ? S::BM / 2 : S::BM) * 4 + 16), "outputs fit");
-    static bool ready[16];
-    cudaError_t e = allow_shared(gemm_kernel<WM, WN, MT, NT, GATED>, S::BYTES, ready);
+    static Allowed allowed;
+    cudaError_t e = allow_shared(gemm_kernel<WM, WN, MT, NT, GATED>, S::BYTES, allowed);
     if (e != cudaSuccess)
         return e;
     uint32_t n_out = GATED ? g->n / 2 : g->n, outs = GATED ? S::BM / 2 : S::BM;

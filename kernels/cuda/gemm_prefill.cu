@@ -373,11 +373,11 @@ template <int BN, bool GLU, bool LORA> int launch(const cu_prefill *g, cudaStrea
 {
     using S = PrefillShape<BN>;
     auto kernel = prefill_kernel<BN, GLU, LORA>;
-    static bool ready[16];
+    static Allowed allowed;
     CUtensorMap x_map, w_map;
     int rc = describe(&x_map, g->x, g->t, g->k, BM);
     rc = rc ? rc : describe(&w_map, g->w, g->n, g->k, S::HALF);
-    rc = rc ? rc : (int)allow_shared(kernel, S::BYTES, ready);
+    rc = rc ? rc : (int)allow_shared(kernel, S::BYTES, allowed);
     if (rc)
         return rc;
     uint32_t rows = (g->t + BM - 1) / BM;

@@ -542,8 +542,8 @@ __global__ void __maxnreg__(NT > 2 ? 88 : 64) gemm_small_kernel(const cu_gemm g)
 template <int NT, Room ROOM> int launch_in(const cu_gemm *g, cudaStream_t stream)
 {
     constexpr int BYTES = Shape<NT, ROOM>::BYTES;
-    static bool ready[16];
-    cudaError_t e = allow_shared(gemm_small_kernel<NT, ROOM>, BYTES, ready);
+    static Allowed allowed;
+    cudaError_t e = allow_shared(gemm_small_kernel<NT, ROOM>, BYTES, allowed);
     if (e != cudaSuccess)
         return e;
     return launch_pdl(gemm_small_kernel<NT, ROOM>, dim3(g->n_ctas), dim3(THREADS), BYTES, stream,

@@ -257,8 +257,8 @@ extern "C" int cu_shrink(const struct cu_gemm *g, const uint32_t *item_segment,
     if (n_items == 0)
         return 0;
     static_assert(BYTES >= 4 * TOKENS * 65 * 4 + TOKENS * 64 * 4, "the sums lie in the ring");
-    static bool ready[16];
-    cudaError_t e = allow_shared(shrink_kernel, BYTES, ready);
+    static Allowed allowed;
+    cudaError_t e = allow_shared(shrink_kernel, BYTES, allowed);
     if (e != cudaSuccess)
         return e;
     if (cluster_supported()) {

@@ -165,7 +165,8 @@ inline int device_attribute(cudaDeviceAttr which)
     return cudaDeviceGetAttribute(&value, which, 0) == cudaSuccess ? value : 0;
 }
 
-template <typename Kernel> inline cudaError_t allow_shared(Kernel *, int bytes, bool *)
+struct Allowed {};
+template <typename Kernel> inline cudaError_t allow_shared(Kernel *, int bytes, Allowed &)
 {
     return bytes <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) ? cudaSuccess
                                                                               : cudaErrorInvalidValue;
