@@ -2,8 +2,8 @@
 # build.sh OUT CC CXX: the CUDA plug-in for this machine's processor, OUT/lora_cuda.so. Run from the
 # root. The kernels are the ones that nvcc compiles, but for assembler and dynamic shared memory,
 # which are rewritten to calls of the emulation; what kernels/cuda/common.cuh holds in assembler and
-# its launchers stand in common.hpp in plain C++. For finding wrong arithmetic and wrong indices
-# where there is no GPU: it knows no races, no caches and no speed.
+# its launchers stand in common.hpp in plain C++. For finding wrong arithmetic, wrong indices and the
+# wrong card where there is no GPU: it knows no races, no caches and no speed.
 set -eu
 out=$1 cc=${2:-gcc} cxx=${3:-g++} flags=${EMULATE_FLAGS:--O2 -g}
 src=$out/src include=$out/include

@@ -161,8 +161,9 @@ inline float warp_max(float v)
 
 inline int device_attribute(cudaDeviceAttr which)
 {
-    int value = 0;
-    return cudaDeviceGetAttribute(&value, which, 0) == cudaSuccess ? value : 0;
+    int device = 0, value = 0;
+    cudaGetDevice(&device);
+    return cudaDeviceGetAttribute(&value, which, device) == cudaSuccess ? value : 0;
 }
 
 struct Allowed {};
@@ -173,12 +174,11 @@ template <typename Kernel> inline cudaError_t allow_shared(Kernel *, int bytes, 
 }
 template <typename... Params, typename... Args>
 inline cudaError_t launch_pdl(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
-                              cudaStream_t, Args... args)
+                              cudaStream_t stream, Args... args)
 {
-    emu_run(grid, block, shared_bytes, [=] { kernel(Params(args)...); });
+    emu_run(grid, block, shared_bytes, stream, [=] { kernel(Params(args)...); });
     return cudaSuccess;
 }
-
 template <typename... Params, typename... Args>
 inline cudaError_t launch_plain(void (*kernel)(Params...), dim3 grid, dim3 block,
                                 cudaStream_t stream, Args... args)

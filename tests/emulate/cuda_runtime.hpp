@@ -73,7 +73,9 @@ const uint8_t *emu_warp(const void *mine, size_t n);
 unsigned long long emu_block(unsigned long long v);
 unsigned emu_block_and(unsigned v);
 unsigned emu_alive_mask();
-void emu_run(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body);
+/* Refuses a stream of another card than the thread's current one, as CUDA does. */
+void emu_run(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+             std::function<void()> body);
 
 static inline uint8_t *emu_dynamic_shared() { return emu_shared; }
 static inline void __syncthreads() { emu_block(0); }

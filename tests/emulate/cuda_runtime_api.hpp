@@ -1,6 +1,15 @@
 /*
  * cuda_runtime_api: the part of CUDA's runtime that the back end calls, on this machine's memory
  * and processor. Streams run at once and in order; a recorded graph is a list of calls.
+ *
+ * EMU_CARDS=2: two cards of one kind (1 without it, 8 at most). Memory, streams, events and graphs
+ * are of the card that was the thread's current one when they were made. The program ends with a
+ * word on what CUDA refuses: a launch on a stream of another card than the current one, a record of
+ * an event of another card than the stream's, and an access of a kernel to another card's memory.
+ * It ends on two things that CUDA allows but nothing here means to do: a copy that touches another
+ * card's memory than its stream's, and a graph on another card than it was recorded on.
+ * EMU_ONLY=1: it also ends when any card but 1 is used (in CUDA that makes a context there, which
+ * takes hundreds of megabytes).
  */
 #ifndef TESTS_EMULATE_CUDA_RUNTIME_API_H
 #define TESTS_EMULATE_CUDA_RUNTIME_API_H
@@ -24,6 +33,7 @@ enum {
     cudaErrorMemoryAllocation = 2,
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
+    cudaErrorInvalidDevice = 101,
     cudaErrorNotReady = 600,
     cudaErrorNotSupported = 801,
     cudaErrorUnknown = 999
