@@ -24,9 +24,12 @@ struct op_session {
             return ERR_DEVICE;                                                                     \
     } while (0)
 
+/* The session, on its card whichever the thread used last. */
 static struct op_session *session_of(struct op_context *c)
 {
-    return (struct op_session *)(void *)c;
+    struct op_session *s = (struct op_session *)(void *)c;
+    (void)cuda_choose(&s->m->be->base, NULL);
+    return s;
 }
 
 static uint32_t rows_of(const struct op_session *s, enum op_space space)
@@ -39,8 +42,7 @@ static uint32_t rows_of(const struct op_session *s, enum op_space space)
 static void *alloc(struct op_session *s, size_t n)
 {
     void *p = NULL;
-    (void)s;
-    if (cudaMalloc(&p, (n + 1) * 4) != cudaSuccess)
+    if (cuda_choose(&s->m->be->base, NULL) || cudaMalloc(&p, (n + 1) * 4) != cudaSuccess)
         return NULL;
     cudaMemset(p, 0, (n + 1) * 4);
     return p;
@@ -54,6 +56,7 @@ static void free_buffer(struct op_session *s, void *buffer)
 
 static int read_values(struct op_session *s, const void *buffer, size_t at, float *values, size_t n)
 {
+    TRY(cuda_choose(&s->m->be->base, NULL));
     TRY(cudaStreamSynchronize(s->m->compute));
     TRY(cudaMemcpy(values, (const float *)buffer + at, n * 4, cudaMemcpyDeviceToHost));
     return 0;
@@ -62,6 +65,7 @@ static int read_values(struct op_session *s, const void *buffer, size_t at, floa
 static int write_values(struct op_session *s, void *buffer, size_t at, const float *values,
                         size_t n)
 {
+    TRY(cuda_choose(&s->m->be->base, NULL));
     TRY(cudaStreamSynchronize(s->m->compute));
     TRY(cudaMemcpy((float *)buffer + at, values, n * 4, cudaMemcpyHostToDevice));
     return 0;
@@ -348,12 +352,12 @@ static const struct op_table table = {
 static int open_session(struct backend *be, struct device_model *m, struct op_session **out,
                         struct err *err)
 {
-    (void)be;
     *out = sys_calloc(1, sizeof **out);
     if (!*out)
         return err_set(err, ERR_NO_MEMORY, "no memory for a session");
     (*out)->m = m;
-    return cuda_only_a_open(m, err);
+    int rc = cuda_choose(be, err);
+    return rc ? rc : cuda_only_a_open(m, err);
 }
 
 static void close_session(struct op_session *s)
@@ -417,7 +421,8 @@ static double read_bandwidth(struct op_session *s)
 static int layer_seconds(struct op_session *s, bool base, bool adapters, double *seconds,
                          struct err *err)
 {
-    return cuda_layer_seconds(s->m, &s->run, base, adapters, seconds, err);
+    int rc = cuda_choose(&s->m->be->base, err);
+    return rc ? rc : cuda_layer_seconds(s->m, &s->run, base, adapters, seconds, err);
 }
 
 const struct op_access cuda_op_access = {

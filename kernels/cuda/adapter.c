@@ -251,13 +251,12 @@ int cuda_adapter_load(struct backend *be, struct device_model *m, uint32_t slot,
                       const struct adapter_replacement *replacements, uint32_t n_replacements,
                       struct err *err)
 {
-    (void)be;
     if (slot >= m->limits.max_slots || atomic_load(&m->slots[slot].state) != ADAPTER_EMPTY)
         return err_set(err, ERR_INTERNAL, "adapter_load: slot %u of %u is not free", slot,
                        m->limits.max_slots);
     struct cuda_slot *s = &m->slots[slot];
     struct tables t = {.m = m, .chunks = chunks, .given = replacements, .n_given = n_replacements};
-    int rc = cuda_check(cudaSetDevice(m->be->device), "choosing the card", err);
+    int rc = cuda_choose(be, err);
     rc = rc ? rc : open_tables(&t, image, size, n_chunks, err);
     for (uint32_t i = 0; rc == 0 && i < t.h.n_records; i++)
         rc = bind_record(&t, &t.records[i], err);
@@ -290,13 +289,14 @@ int cuda_adapter_load(struct backend *be, struct device_model *m, uint32_t slot,
 
 enum adapter_state cuda_adapter_poll(struct backend *be, struct device_model *m, uint32_t slot)
 {
-    (void)be;
     if (slot >= m->limits.max_slots)
         return ADAPTER_EMPTY;
     struct cuda_slot *s = &m->slots[slot];
     int state = atomic_load(&s->state);
     if (state != ADAPTER_LOADING)
         return (enum adapter_state)state;
+    if (cuda_choose(be, NULL))
+        return ADAPTER_FAILED;
     cudaError_t e = cudaEventQuery(s->loaded);
     if (e == cudaErrorNotReady)
         return ADAPTER_LOADING;
@@ -307,8 +307,8 @@ enum adapter_state cuda_adapter_poll(struct backend *be, struct device_model *m,
 
 void cuda_adapter_unload(struct backend *be, struct device_model *m, uint32_t slot)
 {
-    (void)be;
     struct cuda_slot *s = &m->slots[slot];
+    (void)cuda_choose(be, NULL);
     if (s->loaded)
         cudaEventSynchronize(s->loaded);
     sys_free(s->replaced);

@@ -13,6 +13,11 @@ int cuda_check(int code, const char *what, struct err *err)
     return err_set(err, ERR_DEVICE, "cuda: %s: %s", what, cudaGetErrorString((cudaError_t)code));
 }
 
+int cuda_choose(struct backend *be, struct err *err)
+{
+    return cuda_check(cudaSetDevice(((struct cuda_backend *)be)->device), "choosing the card", err);
+}
+
 /* "cuda" or "cuda:N". */
 static int device_of(const char *name, int *device, struct err *err)
 {
@@ -32,6 +37,7 @@ static void close_backend(struct backend *base)
     struct cuda_backend *be = (struct cuda_backend *)base;
     if (!be)
         return;
+    (void)cuda_choose(base, NULL);
     if (be->lt)
         cublasLtDestroy(be->lt);
     sys_free(be->cache_dir);
@@ -78,7 +84,7 @@ static int read_card(struct cuda_backend *be, struct err *err)
                        p.major, p.minor);
     if (be->n_sms > CU_MAX_CTAS)
         be->n_sms = CU_MAX_CTAS;
-    rc = cuda_check(cudaSetDevice(be->device), "choosing the card", err);
+    rc = cuda_choose(&be->base, err);
     // One split between L1 and shared memory for all kernels: a change of it would keep the next
     // GEMM from coming to stand beside the running kernel (gemm_small.cu).
     return rc ? rc
@@ -120,7 +126,7 @@ static int info(struct backend *base, struct backend_info *out, struct err *err)
     snprintf(out->name, sizeof out->name, "cuda");
     snprintf(out->device, sizeof out->device, "%s", be->name);
     size_t free_bytes = 0, total = 0;
-    int rc = cuda_check(cudaSetDevice(be->device), "choosing the card", err);
+    int rc = cuda_choose(base, err);
     if (rc == 0)
         rc = cuda_check(cudaMemGetInfo(&free_bytes, &total), "reading its memory", err);
     out->memory_free = free_bytes;
@@ -166,13 +172,14 @@ static int supports(struct backend *be, const struct model_config *c, unsigned k
 /* The best of a few passes over 1 GiB, far more than the L2 holds. */
 static int read_bandwidth(struct backend *base, double *bytes_per_s, struct err *err)
 {
-    struct cuda_backend *be = (struct cuda_backend *)base;
     size_t n = 1ull << 30;
     void *p = NULL;
     cudaEvent_t begin = NULL, end = NULL;
     *bytes_per_s = 0;
-    int rc = cudaSetDevice(be->device);
-    rc = rc ? rc : (int)cudaMalloc(&p, n);
+    int rc = cuda_choose(base, err);
+    if (rc)
+        return rc;
+    rc = cudaMalloc(&p, n);
     rc = rc ? rc : (int)cudaMemset(p, 0, n);
     rc = rc ? rc : (int)cudaEventCreate(&begin);
     rc = rc ? rc : (int)cudaEventCreate(&end);
@@ -197,15 +204,15 @@ static int read_bandwidth(struct backend *base, double *bytes_per_s, struct err 
 static void *host_alloc(struct backend *be, size_t n)
 {
     void *p = NULL;
-    (void)be;
-    return cudaHostAlloc(&p, n ? n : 1, cudaHostAllocPortable) == cudaSuccess ? p : NULL;
+    int rc = cuda_choose(be, NULL);
+    rc = rc ? rc : (int)cudaHostAlloc(&p, n ? n : 1, cudaHostAllocPortable);
+    return rc ? NULL : p;
 }
 
 static void host_free(struct backend *be, void *p)
 {
-    (void)be;
-    if (p)
-        cudaFreeHost(p);
+    (void)cuda_choose(be, NULL);
+    cudaFreeHost(p);
 }
 
 __attribute__((visibility("default"))) const struct backend_ops backend_cuda_ops = {

@@ -225,6 +225,10 @@ struct device_model {
 
 /* 0, or ERR_DEVICE with the driver's word. */
 int cuda_check(int code, const char *what, struct err *err);
+/* Makes the back end's card the calling thread's current one. Every slot of the tables that reaches
+ * CUDA begins with it: any thread may call, after it used another card or none (a call on none
+ * makes a context on card 0). */
+int cuda_choose(struct backend *be, struct err *err);
 
 /* ---- model.c ---- */
 int cuda_model_open(struct backend *be, const struct model_config *config,

@@ -25,7 +25,6 @@ static int upload(const struct tensor *t, float **out, struct err *err)
 static int row_norms(struct backend *be, struct device_model *m, const struct bound_part *part,
                      double *out, struct err *err)
 {
-    (void)be;
     const struct weight_place *p = &part->target->place;
     if (p->kind != WEIGHT_MATRIX || part->module->n_experts)
         return err_set(err, ERR_REFUSED, "%s: no row norms of this weight", part->module->name);
@@ -34,7 +33,7 @@ static int row_norms(struct backend *be, struct device_model *m, const struct bo
     uint32_t n = embedding ? w->n_cols : part->target->d_out, rank = part->module->rank;
     float *a = NULL, *b = NULL;
     double *norms = NULL;
-    int rc = cuda_check(cudaSetDevice(m->be->device), "choosing the card", err);
+    int rc = cuda_choose(be, err);
     if (rc == 0 && rank)
         rc = upload(&part->module->a, &a, err);
     if (rc == 0 && rank)

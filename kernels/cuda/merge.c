@@ -24,18 +24,13 @@ struct merge_lane {
     size_t w_bytes, out_bytes, rows_bytes, host_rows_bytes, sums_bytes, host_sums_bytes;
 };
 
-static int on_card(struct backend *be, struct err *err)
-{
-    return cuda_check(cudaSetDevice(((struct cuda_backend *)be)->device), "choosing the card", err);
-}
-
 // ---- matrices -----------------------------------------------------------------------------------
 
 void cuda_merge_close(struct backend *be, struct device_merge *m)
 {
-    (void)be;
     if (!m)
         return;
+    (void)cuda_choose(be, NULL);
     cudaFree(m->right);
     cudaFree(m->norms);
     sys_free(m);
@@ -58,7 +53,7 @@ int cuda_merge_open(struct backend *be, const struct merge_matrix *m, struct dev
     if (!d)
         return err_set(err, ERR_NO_MEMORY, "no memory for factors");
     d->m = *m;
-    int rc = on_card(be, err);
+    int rc = cuda_choose(be, err);
     if (rc == 0)
         rc = upload(m->right, n * m->rank, &d->right, err);
     if (rc == 0)
@@ -75,7 +70,7 @@ int cuda_merge_open(struct backend *be, const struct merge_matrix *m, struct dev
 
 void cuda_merge_lane_close(struct backend *be, struct merge_lane *lane)
 {
-    if (!lane || on_card(be, NULL))
+    if (!lane || cuda_choose(be, NULL))
         return;
     cudaFree(lane->w);
     cudaFree(lane->out);
@@ -96,7 +91,7 @@ int cuda_merge_lane_open(struct backend *be, struct merge_lane **out, struct err
     *out = NULL;
     if (!lane)
         return err_set(err, ERR_NO_MEMORY, "no memory for a lane");
-    int rc = on_card(be, err);
+    int rc = cuda_choose(be, err);
     if (rc == 0)
         rc = cuda_check(cudaStreamCreateWithFlags(&lane->stream, cudaStreamNonBlocking),
                         "making a stream", err);
@@ -178,7 +173,7 @@ int cuda_merge_delta(struct backend *be, const struct device_merge *d, struct me
     size_t w_bytes = r->n_rows * m->n_cols * 2;
     size_t n_sums = r->n_rows * ((m->n_cols + MERGE_CHUNK - 1) / MERGE_CHUNK);
     struct layout at = layout_of(r->n_rows, m->rank);
-    int rc = on_card(be, err);
+    int rc = cuda_choose(be, err);
     if (rc == 0)
         rc = reserve(lane, &at, w_bytes, n_sums * sizeof *r->sums, err);
     if (rc != 0)
@@ -227,9 +222,9 @@ struct device_sums {
 
 void cuda_sums_close(struct backend *be, struct device_sums *s)
 {
-    (void)be;
     if (!s)
         return;
+    (void)cuda_choose(be, NULL);
     cudaFree(s->right);
     sys_free(s);
 }
@@ -244,7 +239,7 @@ int cuda_sums_open(struct backend *be, const struct merge_right *r, struct devic
         return err_set(err, ERR_NO_MEMORY, "no memory for factors");
     d->n_cols = r->n_cols;
     d->rank = r->rank;
-    int rc = on_card(be, err);
+    int rc = cuda_choose(be, err);
     if (rc == 0)
         rc = cuda_check(cudaMalloc((void **)&d->right, r->rank * row + 8), "memory for factors",
                         err);
@@ -266,7 +261,7 @@ int cuda_sums(struct backend *be, const struct device_sums *d, struct merge_lane
               const double *left, size_t n_rows, double *sums, struct err *err)
 {
     size_t left_bytes = n_rows * d->rank * sizeof *left, bytes = n_rows * d->n_cols * sizeof *sums;
-    int rc = on_card(be, err);
+    int rc = cuda_choose(be, err);
     if (rc == 0)
         rc = grow(&lane->rows, &lane->rows_bytes, left_bytes, false, err);
     if (rc == 0)
@@ -298,7 +293,7 @@ int cuda_matmul(struct backend *be, const float *a, const float *b, float *c, si
     float *da = NULL, *db = NULL, *dc = NULL;
     if (m > UINT32_MAX || n > UINT32_MAX || k > UINT32_MAX)
         return err_set(err, ERR_LIMIT, "a product of %zu x %zu x %zu is too large", m, n, k);
-    int rc = on_card(be, err);
+    int rc = cuda_choose(be, err);
     if (rc == 0)
         rc = upload(a, m * k, &da, err);
     if (rc == 0)

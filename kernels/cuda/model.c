@@ -112,7 +112,7 @@ int cuda_model_open(struct backend *base, const struct model_config *config,
         return err_set(err, ERR_LIMIT,
                        "step limits: rows, sequences, logit rows and page tokens must "
                        "not be 0");
-    int rc = cuda_check(cudaSetDevice(be->device), "choosing the card", err);
+    int rc = cuda_choose(base, err);
     struct device_model *m = rc ? NULL : sys_calloc(1, sizeof *m);
     if (!m)
         return rc ? rc : err_set(err, ERR_NO_MEMORY, "no memory for a model");
@@ -170,6 +170,7 @@ void cuda_model_free(struct backend *be, struct device_model *m)
 {
     if (!m)
         return;
+    (void)cuda_choose(be, NULL); // a card that is lost frees nothing, the host's memory goes anyway
     cudaDeviceSynchronize();
     cuda_steps_free(m);
     for (uint32_t i = 0; m->slots && i < m->limits.max_slots; i++)
@@ -304,7 +305,7 @@ static int copy_bf16(struct device_model *m, void *to, const struct tensor *src,
 {
     uint64_t n = tensor_n_values(src), per = CUDA_STAGING_BYTES / 2;
     void *unconverted = NULL;
-    int rc = cuda_check(cudaSetDevice(m->be->device), "choosing the card", err);
+    int rc = cuda_choose(&m->be->base, err);
     if (rc == 0 && from && src->dtype != DTYPE_BF16 &&
         !(unconverted = sys_malloc((n < per ? n : per) * (dtype_bits(src->dtype) / 8) + 1)))
         rc = err_set(err, ERR_NO_MEMORY, "no memory to convert weights");
@@ -333,7 +334,7 @@ int cuda_load_vector(struct device_model *m, float **to, uint32_t n_all, uint32_
     float *host = sys_malloc(n * sizeof *host + 1);
     if (!host)
         return err_set(err, ERR_NO_MEMORY, "no memory for a vector of %u", n_all);
-    int rc = cuda_check(cudaSetDevice(m->be->device), "choosing the card", err);
+    int rc = cuda_choose(&m->be->base, err);
     if (rc == 0 && !dtype_to_f32(src->dtype, src->data, host, n))
         rc = err_set(err, ERR_REFUSED, "weights of type %s are not computed on cuda",
                      dtype_name(src->dtype));
@@ -428,8 +429,8 @@ int cuda_weight_load(struct backend *be, struct device_model *m, const struct we
 
 int cuda_model_ready(struct backend *be, struct device_model *m, struct err *err)
 {
-    (void)be;
     int rc = loaded_check(&m->loaded, err);
+    rc = rc ? rc : cuda_choose(be, err);
     rc = rc ? rc : cuda_check(cudaStreamSynchronize(m->copy), "loading weights", err);
     return rc ? rc : lt_tune(m, err);
 }
@@ -457,12 +458,12 @@ int cuda_replacement_load(struct backend *be, struct device_model *m, const stru
     struct device_weight *w = sys_calloc(1, sizeof *w);
     if (!w)
         return err_set(err, ERR_NO_MEMORY, "no memory for a replacement");
-    int rc;
-    if (full->n_dims == 1) {
+    int rc = cuda_choose(be, err);
+    if (rc == 0 && full->n_dims == 1) {
         w->n = (uint32_t)full->shape[0];
         rc = cuda_load_vector(m, &w->vector, w->n, 0, full, err);
         *n_bytes = w->n * sizeof *w->vector;
-    } else {
+    } else if (rc == 0) {
         rc = allocate_matrix(&w->matrix, (uint32_t)full->shape[0], (uint32_t)full->shape[1], err);
         if (rc == 0)
             rc = copy_bf16(m, w->matrix.data, full, NULL, err);
@@ -480,9 +481,9 @@ int cuda_replacement_load(struct backend *be, struct device_model *m, const stru
 
 void cuda_replacement_free(struct backend *be, struct device_weight *w)
 {
-    (void)be;
     if (!w)
         return;
+    (void)cuda_choose(be, NULL);
     cudaFree(w->matrix.data);
     cudaFree(w->vector);
     sys_free(w);

@@ -253,7 +253,9 @@ void cuda_scratch_free(struct device_model *m)
 int cuda_pool_open(struct backend *be, struct device_model *m, uint32_t n_chunks, struct err *err)
 {
     cuda_pool_free(be, m);
-    int rc = cuda_check(cudaMalloc((void **)&m->pool, (size_t)n_chunks * BACKEND_CHUNK_BYTES),
+    int rc = cuda_choose(be, err);
+    if (rc == 0)
+        rc = cuda_check(cudaMalloc((void **)&m->pool, (size_t)n_chunks * BACKEND_CHUNK_BYTES),
                         "memory for the pool", err);
     if (rc == 0)
         m->n_chunks = n_chunks;
@@ -262,7 +264,7 @@ int cuda_pool_open(struct backend *be, struct device_model *m, uint32_t n_chunks
 
 void cuda_pool_free(struct backend *be, struct device_model *m)
 {
-    (void)be;
+    (void)cuda_choose(be, NULL);
     cudaFree(m->pool);
     m->pool = NULL;
     m->n_chunks = 0;

@@ -442,7 +442,7 @@ static int check_step(struct device_model *m, const struct step *step, struct er
         rc = err_set(err, ERR_REFUSED, "step: no weight set %u here", step->weight_set);
     if (rc == 0 && m->n_submitted - m->n_fetched >= CUDA_IN_FLIGHT)
         rc = err_set(err, ERR_INTERNAL, "step: a third one before the first one's result");
-    return rc ? rc : cuda_check(cudaSetDevice(m->be->device), "choosing the card", err);
+    return rc ? rc : cuda_choose(&m->be->base, err);
 }
 
 static int queue_copies(struct device_model *m, struct cuda_flight *f, const struct step *step,
@@ -535,13 +535,13 @@ static struct step_result read_results(struct device_model *m, const struct cuda
 int cuda_step_result(struct backend *be, struct device_model *m, uint64_t ticket,
                      struct step_result *out, struct err *err)
 {
-    (void)be;
     if (ticket != m->n_fetched + 1 || ticket > m->n_submitted)
         return err_set(err, ERR_INTERNAL, "step_result: ticket %llu out of order",
                        (unsigned long long)ticket);
     struct cuda_flight *f = &m->flights[(ticket - 1) % CUDA_IN_FLIGHT];
     m->n_fetched = ticket;
-    int rc = cuda_check(cudaEventSynchronize(f->done), "a step", err);
+    int rc = cuda_choose(be, err);
+    rc = rc ? rc : cuda_check(cudaEventSynchronize(f->done), "a step", err);
     if (rc)
         return rc;
     *out = read_results(m, f);
