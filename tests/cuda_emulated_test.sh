@@ -31,12 +31,26 @@ like "$ERR" "need [0-9]+ MB; .*of the free memory of emulated card are [0-9]+ MB
 unset EMU_CARD
 exits 1 "a card that is not there" lora serve --check "$BASE" --device cuda:1
 like "$ERR" "no card 1, this machine has 1" "is named"
+exits 2 "several cards for one model" lora serve --check "$BASE" --device cuda:0,cuda:1
+like "$ERR" "want cuda:N" "are refused"
 
 for t in golden/test_golden_kinds golden/test_added_tokens ops/test_ops ops/test_ops_attention ops/test_ops_merge; do
     program=build/${VARIANT:-release}/tests/$t
     ok "make $t" env -u MAKEFLAGS make --no-print-directory VARIANT="${VARIANT:-release}" "$program"
     ok "on the emulated card: $t" "$program"
 done
+# Two cards in one process, and the second one alone: whatever reaches the first ends the program.
+program=$LORA_BUILD/tests/golden/test_two_devices
+ok "make golden/test_two_devices" env -u MAKEFLAGS make --no-print-directory VARIANT="${VARIANT:-release}" "build/${VARIANT:-release}/tests/golden/test_two_devices"
+EMU_CARDS=2 ok "two emulated cards" "$program"
+unlike "$OUT" 'SKIP.*no card 1' "and none of it skipped"
+export EMU_CARDS=2 EMU_ONLY=1
+LORA_TEST_DEVICE=cuda:1 ok "cuda:1 alone: golden kinds" "$LORA_BUILD/tests/golden/test_golden_kinds" kinds_llama_untied
+echo '[[1,2,3,4,5]]' >"$TMP/ids.json"
+ok "cuda:1 alone: an engine with its threads" lora run "$BASE" --adapter "$TINYTALK/adapters/last-lora" --device cuda:1 \
+    --input-ids "$TMP/ids.json" --max-tokens 2
+ok "cuda:1 alone: merging" lora merge "$TINYTALK/adapters/math-lora" --base "$BASE" --output "$TMP/cuda:1" --device cuda:1 --threads 2
+unset EMU_CARDS EMU_ONLY
 # Cards whose blocks have less shared memory: other rings, the same answers, and a refusal of what does not fit.
 for card in "sm 80" "sm 89"; do
     for t in kinds_llama_untied kinds_qwen2_bias; do

@@ -41,6 +41,19 @@ for t in golden_step golden_kinds golden_engine added_tokens deterministic; do
     ok "golden answers on the GPU: $t" timeout 300 "$B/tests/golden/test_$t"
 done
 
+# Two cards at once; the second one alone, with nothing on the first.
+build "test_two_devices" "$B/tests/golden/test_two_devices"
+if [ "$(nvidia-smi -L | grep -c GPU)" -lt 2 ]; then
+    skip "two cards in one process" "there is one GPU here"
+    skip "golden answers on cuda:1" "there is one GPU here"
+else
+    run timeout 300 "$B/tests/golden/test_two_devices"
+    note "$OUT"
+    is "$STATUS" 0 "two cards in one process"
+    unlike "$OUT" 'SKIP.*no card 1' "and none of it skipped"
+    LORA_TEST_DEVICE=cuda:1 ok "golden answers on cuda:1" timeout 300 "$B/tests/golden/test_golden_engine"
+fi
+
 # Merging: the card's files are the processors', merge.json and all.
 for a in upper-lora math-lora sort-lora last-lora; do
     for device in cpu cuda:0; do

@@ -99,11 +99,12 @@ static inline void rig_close(struct rig *r)
 }
 
 /* Room for n_pages pages and n_chunks chunks of adapters. limits: 0 fields get a default. */
-static inline int rig_open(struct rig *r, const char *folder, const struct step_limits *limits,
-                           uint32_t n_pages, uint32_t n_chunks, struct err *err)
+static inline int rig_open_on(struct rig *r, const char *device, const char *folder,
+                              const struct step_limits *limits, uint32_t n_pages, uint32_t n_chunks,
+                              struct err *err)
 {
     struct checkpoint *ckpt = NULL;
-    struct backend_options opt = {.device = rig_device(), .deterministic = rig_deterministic};
+    struct backend_options opt = {.device = device, .deterministic = rig_deterministic};
     memset(r, 0, sizeof *r);
     r->limits = (struct step_limits){.max_rows = 512,
                                      .max_sequences = 256,
@@ -135,6 +136,12 @@ static inline int rig_open(struct rig *r, const char *folder, const struct step_
     r->n_chunks = (n_pages + r->pages_per_chunk - 1) / r->pages_per_chunk + n_chunks;
     r->chunk_end = r->n_chunks;
     return r->be->ops->pool_open(r->be, r->dm, r->n_chunks, err);
+}
+
+static inline int rig_open(struct rig *r, const char *folder, const struct step_limits *limits,
+                           uint32_t n_pages, uint32_t n_chunks, struct err *err)
+{
+    return rig_open_on(r, rig_device(), folder, limits, n_pages, n_chunks, err);
 }
 
 /* Reads, binds, packs and loads the adapter at `path`; its slot, or a negative code. */
@@ -330,37 +337,72 @@ static inline uint32_t rig_groups(const struct rig_step *s, const struct rig_req
     return n;
 }
 
-static inline int rig_steps(struct rig *r, struct rig_step *s, struct rig_request *q, uint32_t n,
-                            uint32_t max_rows, uint32_t *n_groups, struct err *err)
+/* Plans and submits the next step; *ticket 0: nothing was left. */
+static inline int rig_submit(struct rig *r, struct rig_step *s, struct rig_request *q, uint32_t n,
+                             uint32_t max_rows, uint64_t *ticket, struct err *err)
 {
-    unsigned kinds = 0;
+    s->step = (struct step){.tokens = s->tokens,
+                            .sequences = s->sequences,
+                            .pages = s->pages,
+                            .segments = s->segments,
+                            .logit_rows = s->logit_rows,
+                            .head_segments = s->head_segments,
+                            .sampling = s->sampling};
     for (uint32_t i = 0; i < r->n_adapters; i++)
-        kinds |= r->adapters[i].bound->kinds;
-    for (;;) {
-        s->step = (struct step){.tokens = s->tokens,
-                                .sequences = s->sequences,
-                                .pages = s->pages,
-                                .segments = s->segments,
-                                .logit_rows = s->logit_rows,
-                                .head_segments = s->head_segments,
-                                .sampling = s->sampling,
-                                .kinds = kinds,
-                                .logits_out = s->logits};
-        rig_plan(r, s, q, n, max_rows);
-        if (s->step.n_rows == 0)
-            return 0;
-        uint64_t ticket;
-        struct step_result out;
-        int rc = r->be->ops->step_submit(r->be, r->dm, &s->step, &ticket, err);
-        if (rc == 0)
-            rc = r->be->ops->step_result(r->be, r->dm, ticket, &out, err);
-        if (rc != 0)
-            return rc;
-        uint32_t groups = rig_groups(s, q);
-        if (n_groups && groups > *n_groups)
-            *n_groups = groups;
-        rig_take(r, s, q, &out);
+        s->step.kinds |= r->adapters[i].bound->kinds;
+    for (uint32_t i = 0; i < n; i++) { // a step that gives logits is never recorded
+        if (q[i].logits)
+            s->step.logits_out = s->logits;
     }
+    *ticket = 0;
+    rig_plan(r, s, q, n, max_rows);
+    return s->step.n_rows ? r->be->ops->step_submit(r->be, r->dm, &s->step, ticket, err) : 0;
+}
+
+static inline int rig_fetch(struct rig *r, const struct rig_step *s, struct rig_request *q,
+                            uint64_t ticket, uint32_t *n_groups, struct err *err)
+{
+    struct step_result out;
+    int rc = r->be->ops->step_result(r->be, r->dm, ticket, &out, err);
+    if (rc != 0)
+        return rc;
+    uint32_t groups = rig_groups(s, q);
+    if (n_groups && groups > *n_groups)
+        *n_groups = groups;
+    rig_take(r, s, q, &out);
+    return 0;
+}
+
+/* All requests from their start; rig_end() frees. */
+static inline void rig_begin(struct rig *r, struct rig_step *s, struct rig_request *q, uint32_t n)
+{
+    const struct step_limits *l = &r->limits;
+    *s = (struct rig_step){
+        .tokens = sys_calloc(l->max_rows, sizeof *s->tokens),
+        .sequences = sys_calloc(l->max_sequences, sizeof *s->sequences),
+        .pages = sys_calloc(l->max_pages, sizeof *s->pages),
+        .logit_rows = sys_calloc(l->max_logit_rows, sizeof *s->logit_rows),
+        .segments = sys_calloc(l->max_segments, sizeof *s->segments),
+        .head_segments = sys_calloc(l->max_segments, sizeof *s->head_segments),
+        .sampling = sys_calloc(l->max_logit_rows, sizeof *s->sampling),
+        .request = sys_calloc(l->max_sequences, sizeof *s->request),
+        .logits = sys_calloc((size_t)l->max_logit_rows * r->config.vocab_size, sizeof *s->logits)};
+    for (uint32_t i = 0; i < n; i++) {
+        q[i].n_ids = q[i].n_done = q[i].n_pages = 0;
+        q[i].pages =
+            sys_calloc((q[i].n_prompt + q[i].max_new) / l->page_tokens + 1, sizeof *q[i].pages);
+    }
+    r->next_page = 0;
+}
+
+static inline void rig_end(struct rig_step *s, struct rig_request *q, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        sys_free(q[i].pages);
+    void *all[] = {s->tokens,        s->sequences, s->pages,   s->logit_rows, s->segments,
+                   s->head_segments, s->sampling,  s->request, s->logits};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        sys_free(all[i]);
 }
 
 /* Runs all requests to the end, as many rows as fit in every step. n_groups (may be NULL) gets the
@@ -368,30 +410,16 @@ static inline int rig_steps(struct rig *r, struct rig_step *s, struct rig_reques
 static inline int rig_run(struct rig *r, struct rig_request *q, uint32_t n, uint32_t max_rows,
                           uint32_t *n_groups, struct err *err)
 {
-    const struct step_limits *l = &r->limits;
-    struct rig_step s = {
-        .tokens = sys_calloc(l->max_rows, sizeof *s.tokens),
-        .sequences = sys_calloc(l->max_sequences, sizeof *s.sequences),
-        .pages = sys_calloc(l->max_pages, sizeof *s.pages),
-        .logit_rows = sys_calloc(l->max_logit_rows, sizeof *s.logit_rows),
-        .segments = sys_calloc(l->max_segments, sizeof *s.segments),
-        .head_segments = sys_calloc(l->max_segments, sizeof *s.head_segments),
-        .sampling = sys_calloc(l->max_logit_rows, sizeof *s.sampling),
-        .request = sys_calloc(l->max_sequences, sizeof *s.request),
-        .logits = sys_calloc((size_t)l->max_logit_rows * r->config.vocab_size, sizeof *s.logits)};
-    for (uint32_t i = 0; i < n; i++) {
-        q[i].n_ids = q[i].n_done = q[i].n_pages = 0;
-        q[i].pages =
-            sys_calloc((q[i].n_prompt + q[i].max_new) / l->page_tokens + 1, sizeof *q[i].pages);
-    }
-    r->next_page = 0;
-    int rc = rig_steps(r, &s, q, n, max_rows, n_groups, err);
-    for (uint32_t i = 0; i < n; i++)
-        sys_free(q[i].pages);
-    void *all[] = {s.tokens,        s.sequences, s.pages,   s.logit_rows, s.segments,
-                   s.head_segments, s.sampling,  s.request, s.logits};
-    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
-        sys_free(all[i]);
+    struct rig_step s;
+    uint64_t ticket;
+    int rc;
+    rig_begin(r, &s, q, n);
+    do {
+        rc = rig_submit(r, &s, q, n, max_rows, &ticket, err);
+        if (rc == 0 && ticket)
+            rc = rig_fetch(r, &s, q, ticket, n_groups, err);
+    } while (rc == 0 && ticket);
+    rig_end(&s, q, n);
     return rc;
 }
 
