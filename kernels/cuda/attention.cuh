@@ -17,11 +17,12 @@ __device__ __forceinline__ uint64_t key_offset(const cu_pages &p, const cu_heads
                                                const cu_sequence &s, uint32_t kv_head,
                                                uint32_t position)
 {
-    uint32_t page = p.table[s.page0 + position / p.page_tokens];
-    uint32_t row =
-        (h.layer * 2 * h.n_kv_heads + kv_head) * p.page_tokens + position % p.page_tokens;
-    return (uint64_t)(page / p.pages_per_chunk) * (2u << 20) +
-           page % p.pages_per_chunk * p.page_bytes + (uint64_t)row * h.head_dim * 2;
+    uint32_t page = p.table[s.page0 + (position >> (__ffs(p.page_tokens) - 1))];
+    uint32_t row = (h.layer * 2 * h.n_kv_heads + kv_head) * p.page_tokens +
+                   (position & (p.page_tokens - 1));
+    uint32_t chunk = (uint32_t)(page * p.chunk_inverse >> 40);
+    return (uint64_t)chunk * (2u << 20) +
+           (page - chunk * p.pages_per_chunk) * (uint32_t)p.page_bytes + row * h.head_dim * 2;
 }
 
 __device__ __forceinline__ uint64_t value_distance(const cu_pages &p, const cu_heads &h)
@@ -35,9 +36,10 @@ template <int HD> __device__ __forceinline__ uint32_t tile_address(uint32_t base
     return base + r * (HD * 2) + ((c ^ (r & 7)) << 4);
 }
 
+/* cap tanh(v / cap) */
 __device__ __forceinline__ float soft_cap(float v, float cap)
 {
-    return cap > 0 ? cap * tanhf(v / cap) : v;
+    return cap > 0 ? cap - __fdividef(2 * cap, 1.f + __expf(__fdividef(2 * v, cap))) : v;
 }
 
 } // namespace lora

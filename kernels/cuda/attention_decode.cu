@@ -41,6 +41,24 @@ __device__ __forceinline__ uint32_t word(const uint4 &v, int i)
     return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
+/* What the warps of a CTA leave in shared memory. */
+struct Parts {
+    float *o;      // [WARPS][heads][hd], to be divided by the sums
+    float *maxima; // [WARPS][8 NG]
+    float *sums;   // [WARPS][8 NG]
+    float *top;    // [8 NG]: largest of the maxima
+
+    __device__ Parts(uint8_t *smem, uint32_t warps, uint32_t n_out, uint32_t heads)
+        : o((float *)smem), maxima(o + warps * n_out), sums(maxima + warps * heads),
+          top(sums + warps * heads)
+    {
+    }
+    static constexpr uint32_t floats(uint32_t warps, uint32_t n_out, uint32_t heads)
+    {
+        return warps * (n_out + 2 * heads) + heads;
+    }
+};
+
 /* One of WARPS warps' part: HD head dimensions at most, NG groups of 8 heads. */
 template <int HD, int NG, int WARPS> struct Warp {
     const cu_attention &a;
@@ -111,6 +129,7 @@ template <int HD, int NG, int WARPS> struct Warp {
             return;
         const uint8_t *at = a.pages.pool + key_offset(a.pages, a.heads, s, kv_head, position);
         uint64_t values = value_distance(a.pages, a.heads);
+#pragma unroll 1
         for (uint32_t i = lane % 2 * 128; i < hd * 2; i += 256) {
             prefetch_line(at + i);
             prefetch_line(at + values + i);
@@ -206,10 +225,10 @@ template <int HD, int NG, int WARPS> struct Warp {
                     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, i));
                 m = fmaxf(m, max[g][c]);
                 float safe = m == -INFINITY ? 0.f : m;
-                scale[c] = exp2f(max[g][c] - safe);
+                scale[c] = exp2_approx(max[g][c] - safe);
                 max[g][c] = m;
-                p[g][c] = exp2f(p[g][c] - safe);
-                p[g][c + 2] = exp2f(p[g][c + 2] - safe);
+                p[g][c] = exp2_approx(p[g][c] - safe);
+                p[g][c + 2] = exp2_approx(p[g][c + 2] - safe);
                 sum[g][c] = sum[g][c] * scale[c] + p[g][c] + p[g][c + 2];
             }
 #pragma unroll
@@ -254,6 +273,7 @@ template <int HD, int NG, int WARPS> struct Warp {
      * own: the row's key and value, or NULL where the pages have them. */
     __device__ void run(uint32_t begin, uint32_t end, const bf16 *own)
     {
+#pragma unroll 1
         for (uint32_t tile = begin; tile < end; tile += WARPS) {
             float p[NG][4];
             uint32_t next = tile + WARPS;
@@ -280,154 +300,197 @@ template <int HD, int NG, int WARPS> struct Warp {
         }
     }
 
-    /* part: [heads][hd + 2] of this warp: unnormalised o, maximum, sum. */
-    __device__ void leave(float *part, uint32_t group) const
+    /* o and sums to shared memory, scaled to the largest maximum of the warps. By all threads. */
+    __device__ void leave(const Parts &to, uint32_t group)
     {
+        uint32_t warp = threadIdx.x / 32;
+#pragma unroll
+        for (int g = 0; g < NG; g++) {
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                if (lane / 4 == 0)
+                    to.maxima[warp * NG * 8 + g * 8 + lane % 4 * 2 + c] = max[g][c];
+            }
+        }
+        __syncthreads();
 #pragma unroll
         for (int g = 0; g < NG; g++) {
 #pragma unroll
             for (int c = 0; c < 2; c++) {
                 uint32_t head = g * 8 + lane % 4 * 2 + c;
-                if (head >= group)
-                    continue;
-                float *to = part + head * (hd + 2);
+                float top = to.maxima[head], f;
+#pragma unroll
+                for (int w = 1; w < WARPS; w++)
+                    top = fmaxf(top, to.maxima[w * NG * 8 + head]);
+                f = max[g][c] == -INFINITY ? 0.f : exp2_approx(max[g][c] - top);
+                if (lane / 4 == 0)
+                    to.sums[warp * NG * 8 + head] = sum[g][c] * f;
+                if (warp == 0 && lane / 4 == 0)
+                    to.top[head] = top;
+                float *at = to.o + (warp * group + head) * hd;
 #pragma unroll
                 for (int dm = 0; dm < HD / 16; dm++) {
                     uint32_t d0 = dimension(dm, 0), d1 = dimension(dm, 2);
-                    if (d0 < hd)
-                        to[d0] = o[dm][g][c];
-                    if (d1 < hd)
-                        to[d1] = o[dm][g][c + 2];
-                }
-                if (lane / 4 == 0) {
-                    to[hd] = max[g][c];
-                    to[hd + 1] = sum[g][c];
+                    if (head < group && d0 < hd)
+                        at[d0] = o[dm][g][c] * f;
+                    if (head < group && d1 < hd)
+                        at[d1] = o[dm][g][c + 2] * f;
                 }
             }
         }
+        __syncthreads();
     }
 };
 
-/* The sum of n parts [heads][hd + 2], `stride` floats apart, at (head, d). */
-template <bool GLOBAL>
-__device__ __forceinline__ void add_parts(const float *p, size_t stride, uint32_t n, uint32_t hd,
-                                          uint32_t d, float *out_o, float *out_m, float *out_sum)
-{
-    float m = -INFINITY, sum = 0, o = 0;
-    for (uint32_t s0 = 0; s0 < n; s0 += 8) { // all loads of eight parts at once
-        float pm[8], ps[8], po[8], top = m;
-#pragma unroll
-        for (int k = 0; k < 8; k++) {
-            const float *at = p + (s0 + k) * stride;
-            bool in = s0 + k < n;
-            pm[k] = !in ? -INFINITY : GLOBAL ? __ldcg(at + hd) : at[hd];
-            ps[k] = !in ? 0.f : GLOBAL ? __ldcg(at + hd + 1) : at[hd + 1];
-            po[k] = !in ? 0.f : GLOBAL ? __ldcg(at + d) : at[d];
-        }
-#pragma unroll
-        for (int k = 0; k < 8; k++)
-            top = fmaxf(top, pm[k]);
-        float f = m == -INFINITY ? 0.f : exp2f(m - top);
-        sum *= f;
-        o *= f;
-        m = top;
-#pragma unroll
-        for (int k = 0; k < 8; k++) {
-            f = pm[k] == -INFINITY ? 0.f : exp2f(pm[k] - m);
-            sum += ps[k] * f;
-            o += po[k] * f;
-        }
-    }
-    *out_o = o;
-    *out_m = m;
-    *out_sum = sum;
-}
+/* What a (row, head) comes to in this CTA, and the other splits of its cluster. */
+template <int NG, int WARPS> struct Finish {
+    static constexpr int THREADS = WARPS * 32, HEADS = NG * 8;
+    const DecodeArgs &g;
+    const Parts &part;
+    uint32_t row, kv_head, group, hd, n_out;
+    bf16 *out;
 
-/* The splits of a (row, head) are CTAs of one cluster: each sends the sums of its warps to those
- * that own the outputs, n_active-ths of them. got: [n_active][own outputs, maxima and sums of
- * heads]. */
-template <int WARPS>
-__device__ void finish_cluster(const cu_attention &a, uint32_t row, uint32_t kv_head,
-                               uint32_t split, uint32_t n_active, const float *part, float *got,
-                               uint32_t group)
-{
-    uint32_t hd = a.heads.head_dim, width = group * (hd + 2), n_out = group * hd;
-    uint32_t own = (n_out + n_active - 1) / n_active, stride = own + 2 * group;
-    uint32_t mine = shared_address(got + split * stride);
-    cluster_wait(); // for all to have begun
-    for (uint32_t i = threadIdx.x; i < n_out; i += WARPS * 32) {
-        float o, m, sum;
-        add_parts<false>(part + i / hd * (hd + 2), width, WARPS, hd, i % hd, &o, &m, &sum);
-        store_to_cta(mine + i % own * 4, i / own, o);
+    __device__ Finish(const DecodeArgs &g_, const Parts &part_, uint32_t row_, uint32_t kv_head_,
+                      uint32_t group_)
+        : g(g_), part(part_), row(row_), kv_head(kv_head_), group(group_), hd(g_.a.heads.head_dim),
+          n_out(group_ * hd)
+    {
+        out = (bf16 *)g.a.out + ((size_t)row * g.a.heads.n_heads + kv_head * group) * hd;
     }
-    for (uint32_t i = threadIdx.x; i < n_active * group; i += WARPS * 32) {
-        float o, m, sum;
-        uint32_t head = i % group, at = mine + (own + head * 2) * 4;
-        add_parts<false>(part + head * (hd + 2), width, WARPS, hd, 0, &o, &m, &sum);
-        store_to_cta(at, i / group, m);
-        store_to_cta(at + 4, i / group, sum);
-    }
-    cluster_arrive();
-    cluster_wait();
-    bf16 *out = (bf16 *)a.out + ((size_t)row * a.heads.n_heads + kv_head * group) * hd;
-    for (uint32_t j = threadIdx.x; j < own && split * own + j < n_out; j += WARPS * 32) {
-        uint32_t i = split * own + j, head = i / hd;
-        float m = -INFINITY, sum = 0, o = 0;
-        for (uint32_t k = 0; k < n_active; k++)
-            m = fmaxf(m, got[k * stride + own + head * 2]);
-        for (uint32_t k = 0; k < n_active; k++) {
-            const float *from = got + k * stride;
-            float f = exp2f(from[own + head * 2] - m);
-            sum += from[own + head * 2 + 1] * f;
-            o += from[j] * f;
-        }
-        out[i] = __float2bfloat16(o / sum);
-    }
-}
 
-/* Adds the warps' parts; alone, that is the result, else the last CTA to come adds the splits. */
-template <int WARPS>
-__device__ void finish_splits(const cu_attention &a, uint32_t row, uint32_t kv_head, uint32_t split,
-                              uint32_t n_active, const float *part, uint32_t group)
-{
-    __shared__ bool is_last;
-    uint32_t hd = a.heads.head_dim, width = group * (hd + 2), head0 = kv_head * group;
-    size_t pair = (size_t)row * a.heads.n_kv_heads + kv_head;
-    float *all = a.partial + pair * a.n_split * width;
-    bf16 *out = (bf16 *)a.out + ((size_t)row * a.heads.n_heads + head0) * hd;
-    for (uint32_t i = threadIdx.x; i < group * hd; i += WARPS * 32) {
-        uint32_t head = i / hd, d = i % hd;
-        float o, m, sum;
-        add_parts<false>(part + head * (hd + 2), width, WARPS, hd, d, &o, &m, &sum);
-        if (n_active == 1) {
-            out[i] = __float2bfloat16(o / sum);
-            continue;
+    __device__ uint32_t head_of(uint32_t i) const
+    {
+        return __umulhi(i, g.hd_inverse);
+    }
+    __device__ float o(uint32_t i) const
+    {
+        float sum = part.o[i];
+#pragma unroll
+        for (int w = 1; w < WARPS; w++)
+            sum += part.o[w * n_out + i];
+        return sum;
+    }
+    __device__ float weight(uint32_t head) const
+    {
+        float sum = part.sums[head];
+#pragma unroll
+        for (int w = 1; w < WARPS; w++)
+            sum += part.sums[w * HEADS + head];
+        return sum;
+    }
+
+    __device__ void alone() const
+    {
+#pragma unroll 1
+        for (uint32_t i = threadIdx.x; i < n_out; i += THREADS)
+            out[i] = __float2bfloat16(__fdividef(o(i), weight(head_of(i))));
+    }
+
+    /* Each CTA of the cluster sends its sums to those that own the outputs, a power of two each.
+     * got: [n_active][own outputs, maxima and sums of heads]. */
+    __device__ void in_cluster(uint32_t split, uint32_t n_active, float *got) const
+    {
+        uint32_t own = 1, shift = 0;
+        for (; own * n_active < n_out; own *= 2)
+            shift++;
+        uint32_t stride = own + 2 * HEADS, mine = shared_address(got + split * stride);
+        cluster_wait(); // for all to have begun
+#pragma unroll 1
+        for (uint32_t i = threadIdx.x; i < n_out; i += THREADS)
+            store_to_cta(mine + (i & (own - 1)) * 4, i >> shift, o(i));
+#pragma unroll 1
+        for (uint32_t i = threadIdx.x; i < n_active * HEADS; i += THREADS) {
+            uint32_t head = i % HEADS, at = mine + (own + head * 2) * 4;
+            store_to_cta(at, i / HEADS, part.top[head]);
+            store_to_cta(at + 4, i / HEADS, weight(head));
         }
-        float *to = all + split * width + head * (hd + 2);
-        to[d] = o;
-        if (d == 0) {
-            to[hd] = m;
-            to[hd + 1] = sum;
+        cluster_arrive();
+        cluster_wait();
+#pragma unroll 1
+        for (uint32_t j = threadIdx.x; j < own && split * own + j < n_out; j += THREADS) {
+            const float *of_head = got + own + head_of(split * own + j) * 2;
+            float m = -INFINITY, sum = 0, v = 0;
+#pragma unroll 4
+            for (uint32_t k = 0; k < n_active; k++)
+                m = fmaxf(m, of_head[k * stride]);
+#pragma unroll 4
+            for (uint32_t k = 0; k < n_active; k++) {
+                float f = exp2_approx(of_head[k * stride] - m);
+                sum += of_head[k * stride + 1] * f;
+                v += got[k * stride + j] * f;
+            }
+            out[split * own + j] = __float2bfloat16(__fdividef(v, sum));
         }
     }
-    if (n_active == 1)
-        return;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0)
-        is_last = atomicAdd(&a.arrived[pair], 1u) + 1 == n_active;
-    __syncthreads();
-    if (!is_last)
-        return;
-    __threadfence();
-    for (uint32_t i = threadIdx.x; i < group * hd; i += WARPS * 32) {
-        float o, m, sum;
-        add_parts<true>(all + i / hd * (hd + 2), width, n_active, hd, i % hd, &o, &m, &sum);
-        out[i] = __float2bfloat16(o / sum);
+
+    /* Splits leave [heads][hd + 2]: o, maximum, sum; the last CTA to come adds them up. */
+    __device__ void in_memory(uint32_t split, uint32_t n_active) const
+    {
+        __shared__ bool is_last;
+        size_t pair = (size_t)row * g.a.heads.n_kv_heads + kv_head;
+        uint32_t width = group * (hd + 2);
+        float *all = g.a.partial + pair * g.a.n_split * width;
+#pragma unroll 1
+        for (uint32_t i = threadIdx.x; i < n_out; i += THREADS) {
+            uint32_t head = head_of(i);
+            float *to = all + split * width + head * 2;
+            to[i] = o(i);
+            if (i == head * hd) {
+                to[i + hd] = part.top[head];
+                to[i + hd + 1] = weight(head);
+            }
+        }
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0)
+            is_last = atomicAdd(&g.a.arrived[pair], 1u) + 1 == n_active;
+        __syncthreads();
+        if (!is_last)
+            return;
+        __threadfence();
+#pragma unroll 1
+        for (uint32_t i = threadIdx.x; i < n_out; i += THREADS) {
+            uint32_t head = head_of(i);
+            out[i] = __float2bfloat16(
+                sum_of(all + head * (hd + 2), width, n_active, i - head * hd));
+        }
+        if (threadIdx.x == 0)
+            g.a.arrived[pair] = 0;
     }
-    if (threadIdx.x == 0)
-        a.arrived[pair] = 0;
-}
+
+    /* Of n splits, `stride` floats apart, at dimension d of a head: eight at a time are asked for.
+     */
+    __device__ float sum_of(const float *p, size_t stride, uint32_t n, uint32_t d) const
+    {
+        float m = -INFINITY, sum = 0, v = 0;
+#pragma unroll 1
+        for (uint32_t s0 = 0; s0 < n; s0 += 8) {
+            float pm[8], ps[8], po[8], top = m;
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                const float *at = p + (s0 + k) * stride;
+                bool in = s0 + k < n;
+                pm[k] = in ? __ldcg(at + hd) : -INFINITY;
+                ps[k] = in ? __ldcg(at + hd + 1) : 0.f;
+                po[k] = in ? __ldcg(at + d) : 0.f;
+            }
+#pragma unroll
+            for (int k = 0; k < 8; k++)
+                top = fmaxf(top, pm[k]);
+            float f = exp2_approx(m - top);
+            sum *= f;
+            v *= f;
+            m = top;
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                f = exp2_approx(pm[k] - m);
+                sum += ps[k] * f;
+                v += po[k] * f;
+            }
+        }
+        return __fdividef(v, sum);
+    }
+};
 
 /* Two CTAs of four warps of Llama's shape, or one of eight, fit beside one of gemm_small. */
 template <int HD, int NG> constexpr int registers = HD > 128 ? 255 : HD *NG > 128 ? 232 : 168;
@@ -495,32 +558,34 @@ __global__ void __maxnreg__((registers<HD, NG>)) decode_kernel(const DecodeArgs 
     w.load_query(head.q, group);
     w.run(begin, end, late && !given ? head.q + group * a.heads.head_dim : nullptr);
     __syncthreads();
-    float *part = (float *)smem;
-    w.leave(part + warp * group * (a.heads.head_dim + 2), group);
-    __syncthreads();
-    if (splits.clustered)
-        finish_cluster<WARPS>(a, row, kv_head, split, splits.n_active, part,
-                              part + WARPS * group * (a.heads.head_dim + 2), group);
+    uint32_t n_out = group * a.heads.head_dim;
+    const Parts part(smem, WARPS, n_out, NG * 8);
+    w.leave(part, group);
+    const Finish<NG, WARPS> finish(g, part, row, kv_head, group);
+    if (splits.n_active == 1)
+        finish.alone();
+    else if (splits.clustered)
+        finish.in_cluster(split, splits.n_active, (float *)(smem + g.got));
     else
-        finish_splits<WARPS>(a, row, kv_head, split, splits.n_active, part, group);
+        finish.in_memory(split, splits.n_active);
 }
 
-/* What others send must not fall on what a CTA still reads: it lies behind the parts, which are
- * the larger. */
 template <int HD, int NG, int KINDS, int WARPS>
 int launch(DecodeArgs g, uint32_t bound, cudaStream_t stream)
 {
     uint32_t hd = g.a.heads.head_dim, group = g.a.heads.n_heads / g.a.heads.n_kv_heads;
     uint32_t inputs = (group + 2) * hd * 6 + ATTENTION_COLUMNS * 4 + hd * 4;
-    uint32_t parts = WARPS * group * (hd + 2) * 4, sent = 0;
+    uint32_t parts = Parts::floats(WARPS, group * hd, NG * 8) * 4, sent = 0;
     g.cluster = 1;
+    g.hd_inverse = (uint32_t)(((1ull << 32) + hd - 1) / hd);
     if (g.a.n_split > 1 && cluster_supported()) {
         while (g.cluster < 8 && g.cluster * 2 <= g.a.n_split)
             g.cluster *= 2;
         g.a.n_split = g.a.n_split / g.cluster * g.cluster;
-        sent = (group * hd + 8 + 8 * 2 * group) * 4;
+        sent = (2 * group * hd + 8 * 2 * NG * 8) * 4;
     }
-    uint32_t bytes = (inputs > parts ? inputs : parts) + sent;
+    g.got = inputs > parts ? inputs : parts; // others send while this CTA still reads either
+    uint32_t bytes = g.got + sent;
     static Allowed allowed;
     cudaError_t e = allow_shared(decode_kernel<HD, NG, KINDS, WARPS>, 64 << 10, allowed);
     if (e != cudaSuccess)
@@ -554,7 +619,7 @@ extern "C" int cu_attention_decode(const struct cu_attention *a, const struct cu
                                    uint32_t bound, cudaStream_t stream)
 {
     uint32_t hd = a->heads.head_dim, group = a->heads.n_heads / a->heads.n_kv_heads;
-    DecodeArgs g = {*a, *qkv, *r, n_decode_rows, 1};
+    DecodeArgs g = {*a, *qkv, *r, n_decode_rows, 1, 0, 0};
     if (hd <= 64)
         return group <= 8 ? launch_warps<64>(g, bound, stream)
                           : launch_kinds<64, 2, 4>(g, bound, stream);

@@ -25,6 +25,8 @@ struct DecodeArgs {
     cu_rows r;
     const uint32_t *n_decode_rows;
     uint32_t cluster; // splits of a cluster; 1: no clusters
+    uint32_t hd_inverse; // ceil(2^32 / head_dim)
+    uint32_t got; // where in shared memory lies what the other splits of a cluster send
 };
 
 /* The row's q heads, key and value of one kv head: completed, normed, rotated. */
@@ -38,6 +40,7 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
 
     const DecodeArgs &g;
     uint32_t row, kv_head, group, hd, n_out; // n_out: outputs, without k and v unless `late`
+    uint32_t q0, k0, v0; // local output 0, were it one of the projection's q, k and v
     bool late;
     float *y;    // shared [n_out]
     bf16 *q;     // shared [group + 2][hd]: queries, then the row's key and value
@@ -60,6 +63,9 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
         hd = g.a.heads.head_dim;
         group = g.a.heads.n_heads / g.a.heads.n_kv_heads;
         n_out = (group + (late ? 2 : 0)) * hd;
+        q0 = kv_head * group * hd;
+        k0 = (g.a.heads.n_heads + kv_head - group) * hd;
+        v0 = k0 + (g.a.heads.n_kv_heads - 1) * hd;
         y = (float *)smem;
         q = (bf16 *)(y + (group + 2) * hd);
         vs = (float *)(q + (group + 2) * hd);
@@ -69,12 +75,7 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
     /* Output of the qkv projection that local output i is. */
     __device__ uint32_t out_of(uint32_t i) const
     {
-        const cu_heads &h = g.a.heads;
-        if (i < group * hd)
-            return kv_head * group * hd + i;
-        i -= group * hd;
-        uint32_t head = h.n_heads + (i >= hd ? h.n_kv_heads : 0) + kv_head;
-        return head * hd + (i >= hd ? i - hd : i);
+        return i + (i < group * hd ? q0 : i < (group + 1) * hd ? k0 : v0);
     }
 
     /* Local output of this thread's pair k. */
@@ -87,10 +88,11 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
 
     __device__ void prepare(const cu_sequence &s)
     {
+        uint32_t shift = __ffs(g.e.block_rows) - 1;
 #pragma unroll
         for (int k = 0; k < PAIRS; k++) {
             uint32_t i = pair_at(k);
-            planes[k] = i >= n_out ? 0 : g.e.planes ? g.e.planes[out_of(i) / g.e.block_rows] : 1;
+            planes[k] = i >= n_out ? 0 : g.e.planes ? g.e.planes[out_of(i) >> shift] : 1;
         }
         if (late)
             page = (bf16 *)(g.a.pages.pool +
@@ -102,6 +104,7 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
             return;
         take_items(segments.first, 0);
         load_b(0);
+#pragma unroll 1
         for (uint32_t at = 512; at < (item.rank >> 16) * 32; at += 128)
             prefetch_line(item.b + at);
     }
@@ -115,64 +118,76 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
             item = complete_item(g.e, i, out_of(tile * 16), row, row + 1);
     }
 
-    /* 16 rank columns of B from k on, of all tiles in the lanes. */
+    /* 16 rank columns of B from k on, of all tiles in the lanes. Bit 0 of an address says whether
+     * the upper eight are there; 0: nothing is. */
     __device__ void load_b(uint32_t k)
     {
+        uint32_t rank8 = item.rank >> 16;
+        unsigned long long mine = 0;
+        if (k < rank8)
+            mine = (unsigned long long)(item.b + k * 32) | (k + 8 < rank8);
 #pragma unroll
         for (int s = 0; s < TILES; s++) {
-            const uint8_t *from =
-                (const uint8_t *)__shfl_sync(0xffffffffu, (unsigned long long)item.b, s);
-            uint32_t rank8 = __shfl_sync(0xffffffffu, item.rank, s) >> 16;
-            b[s][0] = b[s][1] = b[s][2] = b[s][3] = 0;
-            if (k < rank8)
-                load_b16(from, k, rank8, lane, b[s]);
+            unsigned long long from = __shfl_sync(0xffffffffu, mine, s);
+            const uint2 *at = (const uint2 *)(from & ~1ull) + lane;
+            uint2 low = from ? __ldg(at) : make_uint2(0, 0);
+            uint2 high = from & 1 ? __ldg(at + 32) : make_uint2(0, 0);
+            b[s][0] = low.x;
+            b[s][1] = low.y;
+            b[s][2] = high.x;
+            b[s][3] = high.y;
         }
     }
 
     /* ---- what the projection left ---- */
 
-    /* Planes of pairs k0, k0 + 1, …; no load depends on another or on a branch. */
-    __device__ void load_base(int k0, float2 v[AT_ONCE][PLANES]) const
+    /* Planes of pairs k, k + 1, …: all loads before the first use. */
+    __device__ void load_base(int k, float2 v[AT_ONCE][PLANES]) const
     {
         size_t plane = (size_t)g.e.t * g.e.n;
 #pragma unroll
         for (int s = 0; s < AT_ONCE; s++) {
-            uint32_t i = pair_at(k0 + s), n = k0 + s < PAIRS ? planes[k0 + s] : 0;
-            const float *from = g.e.y + (size_t)row * g.e.n + out_of(i < n_out ? i : 0);
+            uint32_t n = k + s < PAIRS ? planes[k + s] : 0;
+            const float *from = g.e.y + (size_t)row * g.e.n + out_of(pair_at(k + s));
 #pragma unroll
             for (int p = 0; p < PLANES; p++)
-                v[s][p] = __ldcg((const float2 *)(from + ((uint32_t)p < n ? p : 0) * plane));
+                v[s][p] = (uint32_t)p < n ? __ldcg((const float2 *)(from + p * plane))
+                                          : make_float2(0, 0);
         }
     }
 
     /* Their sums to y. */
-    __device__ void share_base(int k0, const float2 v[AT_ONCE][PLANES])
+    __device__ void share_base(int k, const float2 v[AT_ONCE][PLANES])
     {
-        const cu_expand &e = g.e;
 #pragma unroll
         for (int s = 0; s < AT_ONCE; s++) {
-            uint32_t i = pair_at(k0 + s);
-            if (k0 + s >= PAIRS || i >= n_out)
+            uint32_t i = pair_at(k + s);
+            if (k + s >= PAIRS || i >= n_out)
                 continue;
-            size_t at = (size_t)row * e.n + out_of(i);
-            float2 sum = make_float2(0, 0);
-            if (e.y16) {
-                sum = unpack_bf16(__ldcg((const uint32_t *)e.y16 + at / 2));
-            } else {
+            float2 sum = v[s][0];
 #pragma unroll
-                for (int p = 0; p < PLANES; p++) {
-                    sum.x += (uint32_t)p < planes[k0 + s] ? v[s][p].x : 0.f;
-                    sum.y += (uint32_t)p < planes[k0 + s] ? v[s][p].y : 0.f;
-                }
+            for (int p = 1; p < PLANES; p++) {
+                sum.x += v[s][p].x;
+                sum.y += v[s][p].y;
+            }
 #pragma unroll 1
-                for (uint32_t p = PLANES; p < planes[k0 + s]; p++) {
-                    float2 more = __ldcg((const float2 *)(e.y + at + p * ((size_t)e.t * e.n)));
-                    sum.x += more.x;
-                    sum.y += more.y;
-                }
+            for (uint32_t p = PLANES; p < planes[k + s]; p++) {
+                size_t at = (p * (size_t)g.e.t + row) * g.e.n + out_of(i);
+                float2 more = __ldcg((const float2 *)(g.e.y + at));
+                sum.x += more.x;
+                sum.y += more.y;
             }
             *(float2 *)(y + i) = sum;
         }
+    }
+
+    /* Where the projection is complete in bf16. */
+    __device__ void share_whole()
+    {
+#pragma unroll 1
+        for (uint32_t i = tid * 2; i < n_out; i += THREADS * 2)
+            *(float2 *)(y + i) = unpack_bf16(
+                __ldcg((const uint32_t *)g.e.y16 + ((size_t)row * g.e.n + out_of(i)) / 2));
     }
 
     /* Planes of this thread's columns of v from w on. */
@@ -183,14 +198,12 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
             return;
 #pragma unroll
         for (int j = 0; j < COLUMNS_EACH; j++) {
-            uint32_t c = w + j * THREADS + tid;
-            if (w + j * THREADS >= segments.width)
-                break;
-            const float *from = e.v + (size_t)row * e.v_width + (c < segments.width ? c : w);
+            uint32_t c = w + j * THREADS + tid, n = c < segments.width ? e.v_planes : 0;
+            const float *from = e.v + (size_t)row * e.v_width + c;
 #pragma unroll
             for (int p = 0; p < PLANES; p++)
                 v[j][p] =
-                    __ldcg(from + ((uint32_t)p < e.v_planes ? p : 0) * ((size_t)e.t * e.v_width));
+                    (uint32_t)p < n ? __ldcg(from + p * ((size_t)e.t * e.v_width)) : 0.f;
         }
     }
 
@@ -202,11 +215,11 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
             uint32_t c = w + j * THREADS + tid;
             float sum = 0;
             if (c < segments.width && e.v16) {
-                sum = v_value(e, row, c);
+                sum = __bfloat162float(((const bf16 *)e.v16)[(size_t)row * e.v_width + c]);
             } else if (c < segments.width) {
 #pragma unroll
                 for (int p = 0; p < PLANES; p++)
-                    sum += (uint32_t)p < e.v_planes ? v[j][p] : 0.f;
+                    sum += v[j][p];
 #pragma unroll 1
                 for (uint32_t p = PLANES; p < e.v_planes; p++)
                     sum += __ldcg(e.v + (p * (size_t)e.t + row) * e.v_width + c);
@@ -260,37 +273,49 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
     }
 
     /* y += what `item` of the lanes adds to the warp's tiles from j0 on; v's window at w. ready: b
-     * has the first columns. */
+     * has the first columns. v's operand is made once for the tiles of a module, which share its
+     * columns. */
     __device__ void add_tiles(uint32_t j0, uint32_t w, bool ready)
     {
-        for (uint32_t k = 0; __any_sync(0xffffffffu, k < item.rank >> 16); k += 16) {
-            uint32_t column = 0xffffffff, x[2] = {0, 0};
+        float *to = y + (warp + j0 * WARPS) * 16 + lane / 4;
+#pragma unroll 1
+        for (uint32_t k = 0;; k += 16) {
+            uint32_t left = __ballot_sync(0xffffffffu, k < item.rank >> 16);
+            if (!left)
+                return;
             if (k || !ready)
                 load_b(k);
+#pragma unroll 1
+            while (left) {
+                int from = __ffs(left) - 1;
+                uint32_t column = __shfl_sync(0xffffffffu, item.column, from), x[2];
+                uint32_t same = left & __ballot_sync(0xffffffffu, item.column == column);
+                v_operand(column, __shfl_sync(0xffffffffu, item.rank, from) & 0xffff,
+                          __shfl_sync(0xffffffffu, item.scale, from), k, w, x);
+                left &= ~same;
 #pragma unroll
-            for (int s = 0; s < TILES; s++) {
-                uint32_t rank = __shfl_sync(0xffffffffu, item.rank, s);
-                uint32_t c = __shfl_sync(0xffffffffu, item.column, s);
-                if (k >= rank >> 16)
-                    continue;
-                float scale = __shfl_sync(0xffffffffu, item.scale, s);
-                if (c != column) // tiles of one module follow each other
-                    v_operand(c, rank & 0xffff, scale, k, w, x);
-                column = c;
-                float sum[4] = {0, 0, 0, 0};
-                mma_16816(sum, b[s], x);
-                float *to = y + (warp + (j0 + s) * WARPS) * 16 + lane / 4;
-                if (lane % 4 == 0) {
-                    to[0] += sum[0] + sum[1];
-                    to[8] += sum[2] + sum[3];
+                for (int s = 0; s < TILES; s++) {
+                    if (same >> s & 1)
+                        add_tile(to + s * WARPS * 16, b[s], x);
                 }
             }
+        }
+    }
+
+    __device__ void add_tile(float *to, const uint32_t w[4], const uint32_t x[2]) const
+    {
+        float sum[4] = {0, 0, 0, 0};
+        mma_16816(sum, w, x);
+        if (lane % 4 == 0) {
+            to[0] += sum[0] + sum[1];
+            to[8] += sum[2] + sum[3];
         }
     }
 
     /* y += what the adapters add; the first columns of v are in shared memory. */
     __device__ void add_adapters()
     {
+#pragma unroll 1
         for (uint32_t w = 0; w < segments.width; w += ATTENTION_COLUMNS) {
             if (w) {
                 float v[COLUMNS_EACH][PLANES];
@@ -299,7 +324,9 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
                 share_v(w, v);
                 __syncthreads();
             }
+#pragma unroll 1
             for (uint32_t i = segments.first; i < segments.last; i++) {
+#pragma unroll 1
                 for (uint32_t j0 = 0; (warp + j0 * WARPS) * 16 < n_out; j0 += TILES) {
                     bool ready = i == segments.first && !w && !j0;
                     if (!ready)
@@ -320,7 +347,9 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
         float2 base[AT_ONCE][PLANES];
         if (adapters)
             load_v(0, v);
-        if (!g.e.y16)
+        if (g.e.y16)
+            share_whole();
+        else
             load_base(0, base);
         if (g.e.ss)
             load_squares(squares);
@@ -332,12 +361,11 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
         }
         if (adapters)
             share_v(0, v);
-        share_base(0, base);
 #pragma unroll
-        for (int k = AT_ONCE; k < PAIRS; k += AT_ONCE) {
+        for (int k = 0; k < PAIRS && !g.e.y16; k += AT_ONCE) {
             if ((uint32_t)k * THREADS * 2 >= n_out)
                 break;
-            if (!g.e.y16)
+            if (k)
                 load_base(k, base);
             share_base(k, base);
         }
@@ -371,6 +399,7 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
     __device__ void rotate(float r)
     {
         uint32_t half = g.a.heads.rotary_dim / 2;
+#pragma unroll 1
         for (uint32_t head = warp; head * hd < n_out; head += WARPS) {
             float *v = y + head * hd;
             bool is_q = head < group, is_k = head == group, turns = is_q || is_k;

@@ -5,8 +5,7 @@
  * thread before its first use. Bytes a row: qkv 2 (N + N), residual and norm 12 d (y in L2) + 2 d,
  * activation 6 d_ff.
  */
-#include "kernels/cuda/common.cuh"
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/attention.cuh"
 
 using namespace lora;
 
@@ -134,12 +133,8 @@ struct Rope {
 __device__ bf16 *kv_row(const Rope &a, uint32_t t, uint32_t kv_head, bool key)
 {
     const cu_sequence &s = a.rows.sequences[a.rows.sequence[t]];
-    uint32_t position = a.rows.position[t], tokens = a.pages.page_tokens;
-    uint32_t page = a.pages.table[s.page0 + position / tokens];
-    uint8_t *at = a.pages.pool + (uint64_t)(page / a.pages.pages_per_chunk) * (2u << 20) +
-                  page % a.pages.pages_per_chunk * a.pages.page_bytes;
-    size_t row = ((size_t)(a.heads.layer * 2 + !key) * a.heads.n_kv_heads + kv_head) * tokens;
-    return (bf16 *)at + (row + position % tokens) * a.heads.head_dim;
+    uint64_t at = key_offset(a.pages, a.heads, s, kv_head, a.rows.position[t]);
+    return (bf16 *)(a.pages.pool + at + (key ? 0 : value_distance(a.pages, a.heads)));
 }
 
 /* Per-head norm; LANES threads have a head. */

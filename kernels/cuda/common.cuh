@@ -231,6 +231,14 @@ __device__ __forceinline__ float2 unpack_bf16(uint32_t v)
     return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162 *>(&v));
 }
 
+/* 2^v; 0 where that is denormal. */
+__device__ __forceinline__ float exp2_approx(float v)
+{
+    float to;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(to) : "f"(v));
+    return to;
+}
+
 __device__ __forceinline__ float warp_sum(float v)
 {
 #pragma unroll

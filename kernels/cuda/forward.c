@@ -200,7 +200,8 @@ static struct cu_pages pages_of(const struct device_model *m, const struct cuda_
                              m->pages_per_chunk,
                              m->limits.page_tokens,
                              meta_at(run, run->at.pages),
-                             m->n_chunks};
+                             m->n_chunks,
+                             ((1ull << 40) + m->pages_per_chunk - 1) / m->pages_per_chunk};
 }
 
 /* A layer's attention but for the heads, which single ops choose. */

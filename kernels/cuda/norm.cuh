@@ -24,9 +24,11 @@ __device__ inline void normalise_head(float *y, const float *w, const cu_norm &n
                                       int lane)
 {
     float sum = 0;
+#pragma unroll 1
     for (uint32_t i = lane; i < head_dim; i += 32)
         sum += y[i] * y[i];
     float r = rsqrtf(warp_sum(sum) / head_dim + n.eps);
+#pragma unroll 1
     for (uint32_t i = lane; i < head_dim; i += 32)
         y[i] *= r * (w[i] + n.plus);
     __syncwarp();

@@ -146,6 +146,7 @@ inline float2 unpack_bf16(uint32_t v)
 {
     return make_float2(emu_half(v, 0), emu_half(v, 1));
 }
+inline float exp2_approx(float v) { return exp2f(v); }
 inline float warp_sum(float v)
 {
     for (int i = 16; i; i >>= 1)

@@ -125,6 +125,7 @@ static inline int __all_sync(unsigned m, int v) { return __ballot_sync(m, !v) ==
 static inline unsigned __activemask() { return 0xffffffffu; }
 static inline int __popc(unsigned v) { return __builtin_popcount(v); }
 static inline int __ffs(unsigned v) { return __builtin_ffs((int)v); }
+static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((unsigned long long)a * b >> 32); }
 static inline int __clz(unsigned v) { return v ? __builtin_clz(v) : 32; }
 static inline void __nanosleep(unsigned) {}
 static inline void __threadfence() {}
