@@ -213,8 +213,7 @@ static int norm_heads(struct op_session *s, uint32_t layer, enum norm norm, uint
     uint8_t *page = alloc(s, m->page_bytes / 4);
     uint32_t *table = alloc(s, m->limits.max_pages);
     float *in = alloc(s, (size_t)rows * width), *out = alloc(s, part);
-    struct cu_pages pages = {page, m->page_bytes, 1, m->limits.page_tokens, table, 1,
-                             1ull << 40};
+    struct cu_pages pages = {page, m->page_bytes, 1, m->limits.page_tokens, table, 1, 1ull << 40};
     int rc = page && table && in && out ? 0 : ERR_NO_MEMORY;
     // Heads first … in front, so that they are the query heads.
     rc =

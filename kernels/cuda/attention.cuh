@@ -18,8 +18,8 @@ __device__ __forceinline__ uint64_t key_offset(const cu_pages &p, const cu_heads
                                                uint32_t position)
 {
     uint32_t page = p.table[s.page0 + (position >> (__ffs(p.page_tokens) - 1))];
-    uint32_t row = (h.layer * 2 * h.n_kv_heads + kv_head) * p.page_tokens +
-                   (position & (p.page_tokens - 1));
+    uint32_t row =
+        (h.layer * 2 * h.n_kv_heads + kv_head) * p.page_tokens + (position & (p.page_tokens - 1));
     uint32_t chunk = (uint32_t)(page * p.chunk_inverse >> 40);
     return (uint64_t)chunk * (2u << 20) +
            (page - chunk * p.pages_per_chunk) * (uint32_t)p.page_bytes + row * h.head_dim * 2;

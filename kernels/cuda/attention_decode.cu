@@ -451,8 +451,8 @@ template <int NG, int WARPS> struct Finish {
 #pragma unroll 1
         for (uint32_t i = threadIdx.x; i < n_out; i += THREADS) {
             uint32_t head = head_of(i);
-            out[i] = __float2bfloat16(
-                sum_of(all + head * (hd + 2), width, n_active, i - head * hd));
+            out[i] =
+                __float2bfloat16(sum_of(all + head * (hd + 2), width, n_active, i - head * hd));
         }
         if (threadIdx.x == 0)
             g.a.arrived[pair] = 0;

@@ -24,9 +24,9 @@ struct DecodeArgs {
     cu_expand e;
     cu_rows r;
     const uint32_t *n_decode_rows;
-    uint32_t cluster; // splits of a cluster; 1: no clusters
+    uint32_t cluster;    // splits of a cluster; 1: no clusters
     uint32_t hd_inverse; // ceil(2^32 / head_dim)
-    uint32_t got; // where in shared memory lies what the other splits of a cluster send
+    uint32_t got;        // where in shared memory lies what the other splits of a cluster send
 };
 
 /* The row's q heads, key and value of one kv head: completed, normed, rotated. */
@@ -202,8 +202,7 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
             const float *from = e.v + (size_t)row * e.v_width + c;
 #pragma unroll
             for (int p = 0; p < PLANES; p++)
-                v[j][p] =
-                    (uint32_t)p < n ? __ldcg(from + p * ((size_t)e.t * e.v_width)) : 0.f;
+                v[j][p] = (uint32_t)p < n ? __ldcg(from + p * ((size_t)e.t * e.v_width)) : 0.f;
         }
     }
 
@@ -398,37 +397,51 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
      * pages. */
     __device__ void rotate(float r)
     {
-        uint32_t half = g.a.heads.rotary_dim / 2;
 #pragma unroll 1
         for (uint32_t head = warp; head * hd < n_out; head += WARPS) {
-            float *v = y + head * hd;
-            bool is_q = head < group, is_k = head == group, turns = is_q || is_k;
+            bool is_q = head < group, is_k = head == group;
             const cu_norm &n = is_q ? g.a.q_norm : g.a.k_norm;
-            bf16 *to = page;
-            if (!is_q && !is_k)
-                to = (bf16 *)((uint8_t *)page + value_distance(g.a.pages, g.a.heads));
-            uint32_t out = out_of(head * hd);
-            for (uint32_t j = lane; j < hd; j += 32)
-                v[j] = finish<KINDS>(g.e, v[j] * r, row, out + j);
-            __syncwarp();
-            if (turns && n.w)
-                normalise_head(v, norm_weights(n, g.r, row), n, hd, lane);
-#pragma unroll
-            for (uint32_t i = 0; i < HD / 32; i++) {
-                uint32_t j = i * 32 + lane;
-                if (j >= hd)
-                    break;
-                float x = v[j];
-                if (turns && j < half)
-                    x = v[j] * trig[j] - v[j + half] * trig[half + j];
-                else if (turns && j < 2 * half)
-                    x = v[j] * trig[j - half] + v[j - half] * trig[j];
-                q[head * hd + j] = __float2bfloat16(x);
-                if (!is_q)
-                    to[j] = __float2bfloat16(x);
+            uint32_t out = out_of(head * hd), half = is_q || is_k ? g.a.heads.rotary_dim / 2 : 0;
+            float *v = y + head * hd;
+            bf16 *to = is_q   ? nullptr
+                       : is_k ? page
+                              : page + value_distance(g.a.pages, g.a.heads) / 2;
+            bool normed = (is_q || is_k) && n.w;
+            if (normed || KINDS == 2) {
+#pragma unroll 1
+                for (uint32_t j = lane; j < hd; j += 32)
+                    v[j] = finish<KINDS>(g.e, v[j] * r, row, out + j);
+                __syncwarp();
+                if (normed)
+                    normalise_head(v, norm_weights(n, g.r, row), n, hd, lane);
             }
+            bool done = normed || KINDS == 2;
+            const float *bias = done ? nullptr : g.e.bias;
+            float scale = done ? 1.f : r;
+#pragma unroll 2
+            for (uint32_t j = lane; j < half; j += 32) {
+                float low = v[j] * scale, high = v[j + half] * scale;
+                if (bias) {
+                    low += bias[out + j];
+                    high += bias[out + j + half];
+                }
+                float cosine = trig[j], sine = trig[half + j];
+                put(head, j, low * cosine - high * sine, to);
+                put(head, j + half, high * cosine + low * sine, to);
+            }
+#pragma unroll 4
+            for (uint32_t j = 2 * half + lane; j < hd; j += 32)
+                put(head, j, v[j] * scale + (bias ? bias[out + j] : 0.f), to);
         }
         __syncthreads();
+    }
+
+    __device__ void put(uint32_t head, uint32_t j, float v, bf16 *page_row) const
+    {
+        bf16 value = __float2bfloat16(v);
+        q[head * hd + j] = value;
+        if (page_row)
+            page_row[j] = value;
     }
 };
 

@@ -143,8 +143,8 @@ struct cu_pages {
     uint32_t pages_per_chunk, page_tokens; // page_tokens: a power of two
     const uint32_t *table;                 // the step's page ids
     uint32_t n_chunks;                     // of the pool
-    /* ceil(2^40 / pages_per_chunk): a page's chunk is page * this >> 40, exact as long as n_chunks *
-     * pages_per_chunk^2 < 2^40. */
+    /* ceil(2^40 / pages_per_chunk): a page's chunk is page * this >> 40, exact as long as n_chunks
+     * * pages_per_chunk^2 < 2^40. */
     uint64_t chunk_inverse;
 };
 
