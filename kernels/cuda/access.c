@@ -176,10 +176,18 @@ static int op_expand(struct op_context *c, const struct op_step *v, uint32_t lay
     if (!s->run.kinds)
         return 0;
     // x is there from the shrink. v again, without the base: what layer_seconds measures alone.
-    bool only_a = rows_of(s, space) <= CU_SMALL_ROWS && !s->m->be->deterministic;
-    if (only_a)
+    bool many = rows_of(s, space) > CU_SMALL_ROWS && space == OP_ROWS, only_a = many;
+    uint32_t n, k;
+    cuda_site_shape(s->m->config, site, &n, &k);
+    if (rows_of(s, space) <= CU_SMALL_ROWS && !s->m->be->deterministic) {
+        only_a = true;
         TRY(cudaMemsetAsync(s->m->v, 0, s->m->v_floats * 4, s->m->compute));
+    }
+    if (many)
+        TRY(convert(s, y, s->m->y16, (size_t)rows_of(s, space) * n, true));
     TRY(run_kernels(s, layer, site, space, NULL, 1, only_a, &e));
+    if (many)
+        return convert(s, y, s->m->y16, (size_t)rows_of(s, space) * n, false);
     e.bias = NULL;
     return complete_in_place(s, &e, y, 1);
 }

@@ -2,10 +2,11 @@
  * The time of a layer's four products with what completes them, or of A and B alone: recorded once
  * and replayed, every layer of the model behind the other.
  *
- * A and B alone: the product's kernel has no blocks of the base, only chunks of A (beyond
- * CU_SMALL_ROWS rows the shrink); what completes it finds no planes and adds B v to what is there,
- * or, for gate and up, makes the activation of it. Two launches a site, with what two launches cost
- * when nothing hides them: in a step A and B ride in launches that the base needs anyway.
+ * A and B alone: the product's kernel has no blocks of the base, only chunks of A; what completes
+ * it finds no planes and adds B v to what is there, or, for gate and up, makes the activation of
+ * it. Beyond CU_SMALL_ROWS rows: shrink and expand_add. Two launches a site, with what two launches
+ * cost when nothing hides them: up to CU_SMALL_ROWS rows A and B ride in launches that the base
+ * needs anyway.
  */
 #include "kernels/cuda/cuda_impl.h"
 #include "kernels/ops.h"
@@ -33,6 +34,8 @@ static int queue_layers(struct device_model *m, const struct cuda_run *run, floa
             float *x = sites[i] == SITE_QKV ? qkv : m->x;
             CUDA_TRY(
                 cuda_op_linear(m, run, false, layer, sites[i], cuda_site_input(m, sites[i]), &e));
+            if (run->only_a && run->rows > CU_SMALL_ROWS)
+                continue;
             if (sites[i] == SITE_GATE_UP)
                 CUDA_TRY(cu_activation(&e, c->d_ff, 0, m->act, m->compute));
             else

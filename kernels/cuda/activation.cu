@@ -3,6 +3,7 @@
  * A CTA has 32 gates and their 32 ups of 64 tokens; up to CU_SMALL_ROWS rows, 64 gates and ups of 8
  * tokens or 128 of 16, a warp 16 of each.
  */
+#include "kernels/cuda/activated.cuh"
 #include "kernels/cuda/completer.cuh"
 #include "kernels/cuda/expand.cuh"
 
@@ -11,45 +12,34 @@ using namespace lora;
 namespace
 {
 
-constexpr int TILES = 4, WIDTH = 32;
+constexpr int THREADS = 128, TOKENS = 64, WIDTH = 32;
 
-/* silu: v / (1 + exp(-v)). gelu's tanh form, 0.5 v (1 + tanh(u)) with u = sqrt(2 / pi) (v +
- * 0.044715 v^3), is v / (1 + exp(-2 u)). */
-__device__ __forceinline__ float activated(float v, int gelu)
-{
-    float z = gelu ? 1.5957691216057308f * (v + 0.044715f * v * v * v) : v;
-    return __fdividef(v, 1.f + __expf(-z));
-}
-
-template <int NTB, int KINDS>
-__global__ void __launch_bounds__(EXPAND_THREADS)
+/* Many rows. */
+template <int KINDS>
+__global__ void __launch_bounds__(THREADS)
     activation_kernel(const cu_expand e, uint32_t d_ff, int gelu, bf16 *act)
 {
-    __shared__ ExpandShared<NTB, TILES> sm;
-    uint32_t t0 = blockIdx.y * NTB * 8, out0 = blockIdx.x * WIDTH;
-    auto out_of = [=](uint32_t i) {
-        uint32_t o = out0 + i % 2 * 16;
-        return o >= d_ff ? e.n : i < 2 ? o : d_ff + o;
-    };
-    Expander<NTB, TILES, KINDS, decltype(out_of)> y(e, sm, out_of, t0, TILES);
-    y.run();
-    constexpr int PAIRS = WIDTH / 2, MINE = NTB * 8 * PAIRS / EXPAND_THREADS;
+    uint32_t t0 = blockIdx.y * TOKENS, out0 = blockIdx.x * WIDTH;
+    Completed<KINDS> y{e};
+    pdl_launch_dependents();
+    pdl_wait();
+    constexpr int PAIRS = WIDTH / 2, MINE = TOKENS * PAIRS / THREADS;
     uint32_t v[MINE];
 #pragma unroll
     for (int k = 0; k < MINE; k++) { // all loads before the first store
-        int i = k * EXPAND_THREADS + threadIdx.x;
+        int i = k * THREADS + threadIdx.x;
         uint32_t t = t0 + i / PAIRS, o = i % PAIRS * 2;
         v[k] = 0;
         if (t >= e.t || out0 + o >= d_ff)
             continue;
-        float2 gate = y.pair(t, out0 + o, o), up = y.pair(t, d_ff + out0 + o, WIDTH + o);
+        float2 gate = y.pair(t, out0 + o), up = y.pair(t, d_ff + out0 + o);
         gate.x = activated(gate.x, gelu);
         gate.y = activated(gate.y, gelu);
         v[k] = pack_bf16(gate.x * up.x, gate.y * up.y);
     }
 #pragma unroll
     for (int k = 0; k < MINE; k++) {
-        int i = k * EXPAND_THREADS + threadIdx.x;
+        int i = k * THREADS + threadIdx.x;
         uint32_t t = t0 + i / PAIRS, o = i % PAIRS * 2;
         if (t < e.t && out0 + o < d_ff)
             ((uint32_t *)act)[((size_t)t * d_ff + out0 + o) / 2] = v[k];
@@ -114,9 +104,9 @@ extern "C" int cu_activation(const struct cu_expand *e, uint32_t d_ff, int gelu,
         return launch_small<1, 4>(e, d_ff, gelu, (bf16 *)act, stream);
     if (e->t <= CU_SMALL_ROWS)
         return launch_small<2, 8>(e, d_ff, gelu, (bf16 *)act, stream);
-    dim3 grid((d_ff + WIDTH - 1) / WIDTH, (e->t + 63) / 64);
-    auto kernel = e->kinds == 0   ? activation_kernel<8, 0>
-                  : e->kinds == 1 ? activation_kernel<8, 1>
-                                  : activation_kernel<8, 2>;
-    return launch_pdl(kernel, grid, dim3(EXPAND_THREADS), 0, stream, *e, d_ff, gelu, (bf16 *)act);
+    if (e->kinds == 1)
+        return cudaErrorInvalidValue;
+    dim3 grid((d_ff + WIDTH - 1) / WIDTH, (e->t + TOKENS - 1) / TOKENS);
+    auto kernel = e->kinds == 0 ? activation_kernel<0> : activation_kernel<2>;
+    return launch_pdl(kernel, grid, dim3(THREADS), 0, stream, *e, d_ff, gelu, (bf16 *)act);
 }

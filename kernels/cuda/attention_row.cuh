@@ -194,8 +194,6 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
     __device__ void load_v(uint32_t w, float v[COLUMNS_EACH][PLANES]) const
     {
         const cu_expand &e = g.e;
-        if (e.v16)
-            return;
 #pragma unroll
         for (int j = 0; j < COLUMNS_EACH; j++) {
             uint32_t c = w + j * THREADS + tid, n = c < segments.width ? e.v_planes : 0;
@@ -213,9 +211,7 @@ template <int HD, int NG, int KINDS, int WARPS> struct AttentionRow {
         for (int j = 0; j < COLUMNS_EACH; j++) {
             uint32_t c = w + j * THREADS + tid;
             float sum = 0;
-            if (c < segments.width && e.v16) {
-                sum = __bfloat162float(((const bf16 *)e.v16)[(size_t)row * e.v_width + c]);
-            } else if (c < segments.width) {
+            if (c < segments.width) {
 #pragma unroll
                 for (int p = 0; p < PLANES; p++)
                     sum += v[j][p];

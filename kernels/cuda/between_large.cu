@@ -5,7 +5,9 @@
  * thread before its first use. Bytes a row: qkv 2 (N + N), residual and norm 12 d (y in L2) + 2 d,
  * activation 6 d_ff.
  */
+#include "kernels/cuda/activated.cuh"
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/packed.cuh"
 
 using namespace lora;
 
@@ -13,23 +15,6 @@ namespace
 {
 
 constexpr int THREADS = 256;
-
-__device__ __forceinline__ void unpack8(const uint4 &v, float f[8])
-{
-    const uint32_t w[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        float2 p = unpack_bf16(w[i]);
-        f[2 * i] = p.x;
-        f[2 * i + 1] = p.y;
-    }
-}
-
-__device__ __forceinline__ uint4 pack8(const float f[8])
-{
-    return make_uint4(pack_bf16(f[0], f[1]), pack_bf16(f[2], f[3]), pack_bf16(f[4], f[5]),
-                      pack_bf16(f[6], f[7]));
-}
 
 __device__ __forceinline__ void load8(const float *p, float f[8])
 {
@@ -220,13 +205,6 @@ template <int LANES> __global__ void __launch_bounds__(THREADS) rope_kernel(cons
 
 // ---- activation
 
-__device__ __forceinline__ float activate(float v, int gelu)
-{
-    if (gelu)
-        return 0.5f * v * (1.f + tanhf(0.7978845608028654f * (v + 0.044715f * v * v * v)));
-    return v / (1.f + __expf(-v));
-}
-
 __global__ void __launch_bounds__(THREADS)
     activation_kernel(const bf16 *y, const float *bias, uint32_t d_ff, int gelu, bf16 *act)
 {
@@ -256,7 +234,7 @@ __global__ void __launch_bounds__(THREADS)
         add8(bias ? bias + d_ff + c : nullptr, up);
 #pragma unroll
         for (int i = 0; i < 8; i++)
-            gate[i] = activate(gate[i], gelu) * up[i];
+            gate[i] = activated(gate[i], gelu) * up[i];
         *(uint4 *)(to + c) = pack8(gate);
     }
 }

@@ -74,7 +74,7 @@ struct Segments {
 __device__ inline Segments find_segments(const cu_expand &e, uint32_t t0, uint32_t t1)
 {
     __shared__ Segments found;
-    uint32_t n = *e.n_segments;
+    uint32_t n = e.v ? *e.n_segments : 0;
     if (threadIdx.x == 0)
         found = Segments{n, 0, 0};
     __syncthreads();
@@ -86,30 +86,10 @@ __device__ inline Segments find_segments(const cu_expand &e, uint32_t t0, uint32
             continue;
         atomicMin(&found.first, i);
         atomicMax(&found.last, i + 1);
-        const cu_part &end = site_of(e, s).parts[site_of(e, s).n_parts - 1];
-        atomicMax(&found.width, e.columns[i] + (e.v_padded ? end.col16 + end.rank : rows));
+        atomicMax(&found.width, e.columns[i] + rows);
     }
     __syncthreads();
     return Segments{found.first, max(found.first, found.last), found.width};
-}
-
-/* A column of A x of one token: planes summed. */
-__device__ __forceinline__ float v_value(const cu_expand &e, uint32_t t, uint32_t column)
-{
-    if (e.v16)
-        return __bfloat162float(((const bf16 *)e.v16)[(size_t)t * e.v_width + column]);
-    const float *v = e.v + (size_t)t * e.v_width + column;
-    float sum = 0;
-    for (uint32_t p = 0; p < e.v_planes; p += 8, v += 8 * (size_t)e.t * e.v_width) {
-        float part[8];
-#pragma unroll
-        for (int k = 0; k < 8; k++)
-            part[k] = p + k < e.v_planes ? __ldcg(v + k * ((size_t)e.t * e.v_width)) : 0.f;
-#pragma unroll
-        for (int k = 0; k < 8; k++)
-            sum += part[k];
-    }
-    return sum;
 }
 
 /* What one segment brings to 16 outputs. */
@@ -138,7 +118,7 @@ __device__ inline CompleteItem complete_item(const cu_expand &e, uint32_t i, uin
             continue;
         item.b = (const uint8_t *)p.b[local / CU_B_BLOCK] +
                  (size_t)(local % CU_B_BLOCK / 16) * p.rank8 * 32;
-        item.column = e.columns[i] + (e.v_padded ? p.col16 : p.col0);
+        item.column = e.columns[i] + (e.v16 ? p.col16 : p.col0);
         item.rows = (max(s.row0, t0) - t0) | (min(s.row0 + s.n_rows, t1) - t0) << 16;
         item.rank = p.rank | p.rank8 << 16;
         item.scale = (e.v16 ? 1.f : s.scale * p.scale);

@@ -5,9 +5,9 @@
  * stream is float32, the inputs of matrix products bf16, every sum float32.
  *
  * Two ways through a step (ARCHITECTURE, "The CUDA back end"): up to CU_SMALL_ROWS rows, gemm_small
- * with the adapters' A inside; beyond, cuBLASLt and shrink. Both end in the same consumers, which
- * apply B, gains and biases (expand.cuh). Decode steps are recorded once a (row bucket, kinds) and
- * replayed.
+ * with the adapters' A inside, and consumers that apply B, gains and biases; beyond, cuBLASLt,
+ * shrink and expand_add, and consumers that apply gains and biases. Decode steps are recorded once
+ * a (row bucket, kinds) and replayed.
  */
 #ifndef KERNELS_CUDA_CUDA_IMPL_H
 #define KERNELS_CUDA_CUDA_IMPL_H
@@ -375,6 +375,10 @@ void cuda_count_groups(const struct device_model *m, const struct step *s, struc
 int cuda_linear_large(struct device_model *m, const struct cuda_run *run,
                       const struct cuda_list *items, enum site site, struct cu_gemm *g, float *wide,
                       struct cu_expand *e);
+/* Adds B v of the segments to y16; what is left of *e is gains and biases, without kinds 2 nothing:
+ * y16 is m->act when the activation is done, too. */
+int cuda_add_adapters(struct device_model *m, const struct cuda_run *run, uint32_t n_segments,
+                      enum site site, struct cu_expand *e);
 /* Whether y16 lacks nothing but the base's bias, as between_large takes it. */
 bool cuda_complete(const struct device_model *m, const struct cuda_run *run,
                    const struct cu_expand *e);

@@ -1,7 +1,10 @@
 /*
- * expand: how every kernel that takes a GEMM's output completes it:
+ * expand: how a kernel that takes a GEMM's output completes it:
  *     y = g * (sum of planes + sum_j s_j B_j v_j) + b + s_j b_Bj
- * for 8 * NTB tokens by up to TILES tiles of 16 outputs.
+ * for 8 * NTB tokens by up to TILES tiles of 16 outputs: rotation in steps with prompts and logits,
+ * and what has no kernel of its own for what it is given (completer.cuh, attention_row.cuh,
+ * between_large.cu). In steps of more than CU_SMALL_ROWS rows expand_add.cu has added B v to all
+ * but logits: there SUMS is false, or Completed is enough.
  *
  * A warp has whole tiles of 16 outputs and goes over the segments alone: B from global memory in
  * fragment order (per 16 outputs, per 8 of the rank, 256 bytes; lane: rows g and g+8 of columns 2t,
@@ -23,6 +26,68 @@ namespace lora
 constexpr int EXPAND_THREADS = 128;
 constexpr int EXPAND_WARPS = EXPAND_THREADS / 32;
 
+/* Outputs two at a time: planes summed, and what ends a value whose B v has been added. */
+template <int KINDS> struct Completed {
+    const cu_expand &e;
+
+    /* Where an odd vocabulary leaves rows unaligned. */
+    __device__ float base_value(size_t at, uint32_t out) const
+    {
+        if (e.y16)
+            return __bfloat162float(((const bf16 *)e.y16)[at]);
+        uint32_t planes = e.planes ? e.planes[out / e.block_rows] : 1;
+        float sum = e.y[at];
+        for (uint32_t p = 1; p < planes; p++)
+            sum += e.y[p * ((size_t)e.t * e.n) + at];
+        return sum;
+    }
+
+    /* Of token t, output `out` (even). */
+    __device__ float2 base_pair(uint32_t t, uint32_t out) const
+    {
+        size_t at = (size_t)t * e.n + out;
+        if (e.n & 1)
+            return make_float2(base_value(at, out),
+                               out + 1 < e.n ? base_value(at + 1, out + 1) : 0.f);
+        if (e.y16)
+            return unpack_bf16(((const uint32_t *)e.y16)[at / 2]);
+        uint32_t planes = e.planes ? e.planes[out / e.block_rows] : 1;
+        const float *y = e.y + at;
+        size_t plane = (size_t)e.t * e.n;
+        float2 sum = make_float2(0, 0);
+        for (uint32_t p = 0; p < planes; p += 4, y += 4 * plane) { // four loads in flight
+            float2 v[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                v[k] = p + k < planes ? __ldcg((const float2 *)(y + k * plane)) : make_float2(0, 0);
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                sum.x += v[k].x;
+                sum.y += v[k].y;
+            }
+        }
+        return sum;
+    }
+
+    __device__ float2 finished(float2 y, uint32_t t, uint32_t out) const
+    {
+        bool both = out + 1 < e.n;
+        if (KINDS == 2)
+            return make_float2(finish_value(e, y.x, t, out),
+                               both ? finish_value(e, y.y, t, out + 1) : 0.f);
+        if (e.bias) {
+            y.x += e.bias[out];
+            y.y += both ? e.bias[out + 1] : 0.f;
+        }
+        return y;
+    }
+
+    __device__ float2 pair(uint32_t t, uint32_t out) const
+    {
+        return finished(base_pair(t, out), t, out);
+    }
+};
+
 /* What one segment brings to one tile of outputs. */
 struct ExpandItem {
     const uint8_t *b;     // the tile's first fragment
@@ -39,7 +104,8 @@ template <int NTB, int TILES> struct ExpandShared {
     ExpandItem items[EXPAND_WARPS][32];
 };
 
-template <int NTB, int TILES, int KINDS, typename OutOf> struct Expander {
+template <int NTB, int TILES, int KINDS, bool SUMS, typename OutOf> struct Expander {
+    static constexpr bool ADDS = SUMS && KINDS != 0;
     using Shared = ExpandShared<NTB, TILES>;
     const cu_expand &e;
     Shared &sm;
@@ -72,7 +138,7 @@ template <int NTB, int TILES, int KINDS, typename OutOf> struct Expander {
                 continue;
             item->b = (const uint8_t *)p.b[local / CU_B_BLOCK] +
                       (size_t)(local % CU_B_BLOCK / 16) * p.rank8 * 32;
-            item->column = e.columns[i] + (e.v_padded ? p.col16 : p.col0);
+            item->column = e.columns[i] + (e.v16 ? p.col16 : p.col0);
             item->first = (uint16_t)(max(s.row0, t0) - t0);
             item->last = (uint16_t)(min(s.row0 + s.n_rows, end) - t0);
             item->rank = (uint16_t)p.rank;
@@ -202,8 +268,8 @@ template <int NTB, int TILES, int KINDS, typename OutOf> struct Expander {
     {
         pdl_launch_dependents();
         uint32_t n_segments = 0, ready = 0;
-        if (KINDS != 0) {
-            n_segments = *e.n_segments;
+        if (ADDS) {
+            n_segments = e.v || e.v16 ? *e.n_segments : 0;
             changed = any_segment(n_segments);
             if (changed && (uint32_t)warp < n_tiles) {
                 ready = list_items(0, n_segments, out_of(warp));
@@ -211,56 +277,18 @@ template <int NTB, int TILES, int KINDS, typename OutOf> struct Expander {
             }
         }
         pdl_wait();
-        if (KINDS != 0 && changed) {
+        if (ADDS && changed) {
             sum_tiles(n_segments, ready);
             __syncthreads();
         }
     }
 
-    // ---- what the epilogue asks for: token t of the step, output `out` (even), column of sm.y
-
-    /* Where an odd vocabulary leaves rows unaligned. */
-    __device__ float base_value(size_t at, uint32_t out) const
-    {
-        if (e.y16)
-            return __bfloat162float(((const bf16 *)e.y16)[at]);
-        uint32_t planes = e.planes ? e.planes[out / e.block_rows] : 1;
-        float sum = e.y[at];
-        for (uint32_t p = 1; p < planes; p++)
-            sum += e.y[p * ((size_t)e.t * e.n) + at];
-        return sum;
-    }
-
-    __device__ float2 base_pair(uint32_t t, uint32_t out) const
-    {
-        size_t at = (size_t)t * e.n + out;
-        if (e.n & 1)
-            return make_float2(base_value(at, out),
-                               out + 1 < e.n ? base_value(at + 1, out + 1) : 0.f);
-        if (e.y16)
-            return unpack_bf16(((const uint32_t *)e.y16)[at / 2]);
-        uint32_t planes = e.planes ? e.planes[out / e.block_rows] : 1;
-        const float *y = e.y + at;
-        size_t plane = (size_t)e.t * e.n;
-        float2 sum = make_float2(0, 0);
-        for (uint32_t p = 0; p < planes; p += 4, y += 4 * plane) { // four loads in flight
-            float2 v[4];
-#pragma unroll
-            for (int k = 0; k < 4; k++)
-                v[k] = p + k < planes ? __ldcg((const float2 *)(y + k * plane)) : make_float2(0, 0);
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                sum.x += v[k].x;
-                sum.y += v[k].y;
-            }
-        }
-        return sum;
-    }
-
+    /* Token t of the step, output `out` (even), column of sm.y. */
     __device__ float2 pair(uint32_t t, uint32_t out, uint32_t column) const
     {
-        float2 y = base_pair(t, out);
-        if (KINDS != 0 && changed) {
+        Completed<KINDS> base{e};
+        float2 y = base.base_pair(t, out);
+        if (ADDS && changed) {
             const float *sum = sm.y + (t - t0) * Shared::Y_STRIDE + column;
             y.x += sum[0];
             y.y += sum[1];
@@ -269,15 +297,7 @@ template <int NTB, int TILES, int KINDS, typename OutOf> struct Expander {
             y.x *= r[t - t0];
             y.y *= r[t - t0];
         }
-        bool both = out + 1 < e.n;
-        if (KINDS == 2)
-            return make_float2(finish_value(e, y.x, t, out),
-                               both ? finish_value(e, y.y, t, out + 1) : 0.f);
-        if (e.bias) {
-            y.x += e.bias[out];
-            y.y += both ? e.bias[out + 1] : 0.f;
-        }
-        return y;
+        return base.finished(y, t, out);
     }
 };
 

@@ -7,7 +7,7 @@
  * sums of squares: norms are finished by what completes the GEMM behind them. Rows of prompts go
  * through rope and their own attention; steps of more than CU_SMALL_ROWS rows, and norms after a
  * projection, through norm kernels. Adapters add no launch up to CU_SMALL_ROWS rows (A rides in the
- * GEMMs, B in what completes them), beyond it one shrink a site.
+ * GEMMs, B in what completes them), beyond it a shrink and an expand_add a site (forward_large.c).
  */
 #include "kernels/cuda/cuda_impl.h"
 
@@ -177,7 +177,9 @@ static int linear(struct device_model *m, const struct cuda_run *run, const stru
         CUDA_TRY(
             cuda_linear_large(m, run, s->shrink, site, &g, site == SITE_HEAD ? head_y : NULL, e));
     }
-    return run->replaces ? replace_rows(m, s, layer, site, x, k, e) : 0;
+    if (run->replaces)
+        CUDA_TRY(replace_rows(m, s, layer, site, x, k, e));
+    return t > CU_SMALL_ROWS ? cuda_add_adapters(m, run, s->n_host_segments, site, e) : 0;
 }
 
 static struct cu_norm norm_of(const struct device_model *m, const struct cuda_run *run,

@@ -41,14 +41,15 @@ int cuda_linear_fixed(struct device_model *m, const struct cuda_fixed *f, struct
                            .sites = e->sites,
                            .site_stride = e->site_stride,
                            .v = m->v16,
-                           .v_width = f->v_width};
+                           .v_width = f->v_width,
+                           .v_padded = 1};
     int rc = 0;
     if (g.segments && g.v_width) {
         e->v16 = m->v16;
         e->v_width = f->v_width;
         rc = cu_grouped_shrink(&g, m->compute);
     }
-    g.segments = NULL; // B is added by what completes the product
+    g.segments = NULL; // B is added behind the product
     e->y = f->wide;
     e->y16 = f->wide ? NULL : m->y16;
     return rc ? rc

@@ -1,20 +1,21 @@
 /*
  * What steps of many rows (T > CU_SMALL_ROWS) do in their own way. On Hopper gemm_prefill takes
  * additive adapters into the product, and the activation; shrink before it only where 64 rows have
- * more ranks than it takes. Elsewhere, and for shapes that it does not take: shrink, cuBLASLt, and
- * the consumers apply B as in small steps.
+ * more ranks than it takes. Elsewhere, in steps of fewer than OWN_ROWS rows and for shapes that it
+ * does not take: shrink, cuBLASLt, expand_add. What follows is as without adapters, but for gains
+ * and biases. The head's B is left to cu_logits.
  */
 #include "kernels/cuda/cuda_impl.h"
 
 enum { OWN_ROWS = 512 }; // fewer leave the persistent tiles of gemm_prefill too few
 
-/* Planes of v that shrink makes: work items for the card once over, within v. Twice over was slower
- * on an H100: 27 to 23, 18 to 15, 22 to 19, 43 to 37 us for the sites of Llama-3.1-8B, 2048 rows.
- */
+/* Planes of v that shrink makes: work items for the card once over, within v; twice over where
+ * items are small and two of them fit on a multiprocessor. */
 static uint32_t shrink_planes(const struct device_model *m, const struct cuda_run *run, uint32_t t,
                               uint32_t k, uint32_t n_items)
 {
-    uint32_t want = ((uint32_t)m->be->n_sms + n_items) / (n_items ? n_items : 1);
+    uint32_t ctas = (uint32_t)m->be->n_sms * (cu_shrink_rows(t) < CU_SHRINK_ROWS ? 2 : 1);
+    uint32_t want = (ctas + n_items) / (n_items ? n_items : 1);
     uint32_t steps = (k + 127) / 128, room = (uint32_t)(m->v_floats / ((uint64_t)t * run->v_width));
     want = want < 8 ? want : 8;
     want = want < steps ? want : steps;
@@ -54,6 +55,11 @@ static bool makes_v(const struct device_model *m, const struct cuda_run *run, en
            run->groups[cuda_layer_site(site)] <= CU_PREFILL_GROUPS;
 }
 
+static enum cu_epilogue activation_of(const struct device_model *m)
+{
+    return m->config->activation == ACTIVATION_GELU_TANH ? CU_GELU : CU_SILU;
+}
+
 static int own_product(struct device_model *m, const struct cuda_run *run, enum site site,
                        const struct cu_gemm *g, struct cu_expand *e)
 {
@@ -67,9 +73,7 @@ static int own_product(struct device_model *m, const struct cuda_run *run, enum 
                            .n = g->n,
                            .k = g->k,
                            .n_ctas = (uint32_t)m->be->n_sms,
-                           .epilogue = !glu                                            ? CU_STORE
-                                       : m->config->activation == ACTIVATION_GELU_TANH ? CU_GELU
-                                                                                       : CU_SILU};
+                           .epilogue = glu ? activation_of(m) : CU_STORE};
     if (inside) {
         p.segments = g->segments;
         p.sites = g->sites;
@@ -104,22 +108,37 @@ int cuda_linear_large(struct device_model *m, const struct cuda_run *run,
     if (run->kinds && run->v_width && !makes_v(m, run, site, g)) {
         uint32_t planes = shrink_planes(m, run, g->t, g->k, items->n);
         e->v16 = m->v16;
-        e->v_padded = 1;
         int rc = cu_shrink(g, items->segment, items->row, items->n, planes, m->v16, m->compute);
         if (rc)
             return rc;
     }
-    if (run->only_a) {
-        e->y16 = NULL;
-        e->y = m->y;
-        e->planes = m->planes[3];
-        e->block_rows = CU_SMALL_ROWS;
+    if (run->only_a)
         return takes_own(m, site, g) ? cudaErrorNotSupported : 0;
-    }
     if (takes_own(m, site, g))
         return own_product(m, run, site, g, e);
     return lt_gemm(m, g->w, g->x, wide ? (void *)wide : m->y16, g->t, g->n, g->k, wide != NULL,
                    m->compute);
+}
+
+int cuda_add_adapters(struct device_model *m, const struct cuda_run *run, uint32_t n_segments,
+                      enum site site, struct cu_expand *e)
+{
+    if (!e->kinds || !e->y16)
+        return 0;
+    bool gated = e->v16 && e->kinds == 1 && site == SITE_GATE_UP && !run->single && !e->bias &&
+                 !m->be->deterministic;
+    enum cu_epilogue epilogue = gated ? activation_of(m) : CU_STORE;
+    if (e->v16)
+        CUDA_TRY(cu_expand_add(e, n_segments, epilogue, m->act, m->compute));
+    if (gated)
+        e->y16 = m->act;
+    e->v = NULL;
+    e->v16 = NULL;
+    if (e->kinds == 1) {
+        e->kinds = 0;
+        e->segments = NULL;
+    }
+    return 0;
 }
 
 bool cuda_complete(const struct device_model *m, const struct cuda_run *run,

@@ -125,10 +125,10 @@ struct cu_expand {
     const struct cu_site *sites;
     uint32_t site_stride;
     const float *v;  // planes [.][T, v_width], or NULL with
-    const void *v16; // bf16 [T, v_width], scaled already
+    const void *v16; // bf16 [T, v_width], scaled already, modules at their col16; both NULL: y has
+                     // B v in it
     uint32_t v_planes, v_width;
-    int v_padded; // columns of a module in v are its col16, not its col0
-    int kinds;    // 0 none, 1 additive, 2 all
+    int kinds; // 0 none, 1 additive, 2 all
     /* The GEMM was given x w instead of norm(x): y is to be multiplied by 1 / rms of the row, of
      * which ss[T][n_ss] has the squares' sums in parts (NULL: it was given what it should). */
     const float *ss;
@@ -218,7 +218,8 @@ int cu_rope_write(const struct cu_expand *e, const struct cu_rows *r, const stru
                   const struct cu_norm *q_norm, const struct cu_norm *k_norm, const float *trig,
                   const struct cu_pages *pages, const uint32_t *n_decode_rows, void *q,
                   cudaStream_t stream);
-/* x[T, N] += y, or out[T, N] = y when out is given. */
+/* x[T, N] += y, or out[T, N] = y when out is given. This, cu_rope_write and cu_activation, beyond
+ * CU_SMALL_ROWS rows: B v is in y. */
 int cu_residual(const struct cu_expand *e, float *x, float *out, cudaStream_t stream);
 /* Up to CU_SMALL_ROWS rows: x += y, h = x w in bf16 and ss[T][cu_ss_parts(N)], sums of x^2: the
  * next GEMM takes h, its consumer divides by the rms. */
@@ -273,8 +274,9 @@ int cu_attention_hopper(const struct cu_attention *a, const struct cu_rows *r,
                         uint32_t n_blocks, cudaStream_t stream);
 
 /* v16[T, s_width] = scale x A^T in bf16 for T > CU_SMALL_ROWS, by way of n_planes of g->s; items of
- * at most CU_SHRINK_ROWS rows of a segment. */
-enum { CU_SHRINK_ROWS = 64 };
+ * at most cu_shrink_rows(T) rows of a segment. */
+enum { CU_SHRINK_ROWS = 64, CU_SHRINK_FEW_ITEMS = 32 }; // items of T rows: T / 64, or at most 32
+uint32_t cu_shrink_rows(uint32_t t);
 int cu_shrink(const struct cu_gemm *g, const uint32_t *item_segment, const uint32_t *item_row,
               uint32_t n_items, uint32_t n_planes, void *v16, cudaStream_t stream);
 
@@ -308,6 +310,11 @@ struct cu_prefill {
     uint32_t tile; // outputs of a tile: 128, 256; 0: whichever is faster
 };
 int cu_gemm_prefill(const struct cu_prefill *g, cudaStream_t stream);
+
+/* y16[T, N] += B v16 of so many segments in place (CU_STORE), or act[T, N / 2] bf16 = f(gate) up of
+ * that sum. N a multiple of 16 (32 with gates, and no bias), first outputs of modules of 16. */
+int cu_expand_add(const struct cu_expand *e, uint32_t n_segments, enum cu_epilogue epilogue,
+                  void *act, cudaStream_t stream);
 
 /* Rows [row0, row0 + n_rows) of y at outputs out_ids[i] (NULL: out0 + i) become x w_i^T. */
 struct cu_replace {

@@ -48,6 +48,7 @@ struct cu_grouped {
     const uint32_t *row; // [places] row of the step, or NULL: the place's own
     void *v;             // [places, v_width] bf16: scale A x
     uint32_t v_width;
+    int v_padded; // modules begin at their col16, with zeros up to the next, not at their col0
 };
 /* y[place] = W_e x + B_e v, [places, N] float32 or bf16; CU_STORE_SILU and _GELU:
  * f(first half) * second half, [places, N / 2] bf16. N (or its half) in steps of 16. */

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(EXPAND_THREADS)
     __shared__ ExpandShared<NTB, TILES> sm;
     uint32_t t0 = blockIdx.y * NTB * 8, out0 = blockIdx.x * TILES * 16;
     auto out_of = [=](uint32_t i) { return out0 + i * 16; };
-    Expander<NTB, TILES, KINDS, decltype(out_of)> y(e, sm, out_of, t0, TILES);
+    Expander<NTB, TILES, KINDS, true, decltype(out_of)> y(e, sm, out_of, t0, TILES);
     y.run();
     constexpr int PAIRS = TILES * 8;
     for (int i = threadIdx.x; i < NTB * 8 * PAIRS; i += EXPAND_THREADS) {

@@ -13,29 +13,27 @@ using namespace lora;
 namespace
 {
 
-constexpr int TILES = 4;
+constexpr int THREADS = 128, TOKENS = 64, WIDTH = 64;
 
-/* A CTA has 64 outputs of 64 tokens. */
-template <int NTB, int KINDS>
-__global__ void __launch_bounds__(EXPAND_THREADS)
-    residual_kernel(const cu_expand e, float *x, float *out)
+/* Many rows: a CTA has WIDTH outputs of TOKENS tokens. */
+template <int KINDS>
+__global__ void __launch_bounds__(THREADS) residual_kernel(const cu_expand e, float *x, float *out)
 {
-    __shared__ ExpandShared<NTB, TILES> sm;
-    uint32_t t0 = blockIdx.y * NTB * 8, out0 = blockIdx.x * TILES * 16;
-    auto out_of = [=](uint32_t i) { return out0 + i * 16; };
-    Expander<NTB, TILES, KINDS, decltype(out_of)> y(e, sm, out_of, t0, TILES);
-    y.run();
-    constexpr int PAIRS = TILES * 8, MINE = NTB * 8 * PAIRS / EXPAND_THREADS;
+    uint32_t t0 = blockIdx.y * TOKENS, out0 = blockIdx.x * WIDTH;
+    Completed<KINDS> y{e};
+    pdl_launch_dependents();
+    pdl_wait();
+    constexpr int PAIRS = WIDTH / 2, MINE = TOKENS * PAIRS / THREADS;
     float *dst = out ? out : x;
     float2 v[MINE];
 #pragma unroll
     for (int k = 0; k < MINE; k++) { // all loads before the first store
-        int i = k * EXPAND_THREADS + threadIdx.x;
+        int i = k * THREADS + threadIdx.x;
         uint32_t t = t0 + i / PAIRS, o = i % PAIRS * 2;
         v[k] = make_float2(0, 0);
         if (t >= e.t || out0 + o >= e.n)
             continue;
-        v[k] = y.pair(t, out0 + o, o);
+        v[k] = y.pair(t, out0 + o);
         if (!out) {
             float2 old = __ldcg((const float2 *)(x + (size_t)t * e.n + out0 + o));
             v[k].x += old.x;
@@ -44,7 +42,7 @@ __global__ void __launch_bounds__(EXPAND_THREADS)
     }
 #pragma unroll
     for (int k = 0; k < MINE; k++) {
-        int i = k * EXPAND_THREADS + threadIdx.x;
+        int i = k * THREADS + threadIdx.x;
         uint32_t t = t0 + i / PAIRS, o = i % PAIRS * 2;
         if (t < e.t && out0 + o < e.n)
             *(float2 *)(dst + (size_t)t * e.n + out0 + o) = v[k];
@@ -169,9 +167,9 @@ extern "C" int cu_residual(const struct cu_expand *e, float *x, float *out, cuda
 {
     if (e->t <= CU_SMALL_ROWS)
         return launch_small(e, x, out, NextNorm{}, stream);
-    dim3 grid((e->n + TILES * 16 - 1) / (TILES * 16), (e->t + 63) / 64);
-    auto kernel = e->kinds == 0   ? residual_kernel<8, 0>
-                  : e->kinds == 1 ? residual_kernel<8, 1>
-                                  : residual_kernel<8, 2>;
-    return launch_pdl(kernel, grid, dim3(EXPAND_THREADS), 0, stream, *e, x, out);
+    if (e->kinds == 1)
+        return cudaErrorInvalidValue;
+    dim3 grid((e->n + WIDTH - 1) / WIDTH, (e->t + TOKENS - 1) / TOKENS);
+    auto kernel = e->kinds == 0 ? residual_kernel<0> : residual_kernel<2>;
+    return launch_pdl(kernel, grid, dim3(THREADS), 0, stream, *e, x, out);
 }

@@ -1,7 +1,8 @@
 /*
  * rope: completes the qkv projection: B v, biases, per-head norms of q and k, rotation (halves, as
  * transformers' rotate_half, of the first rotary_dim), q to its buffer, k and v to the pages.
- * A CTA has one head of 8, 16 or 64 tokens. Rows that decode are attention_decode's.
+ * A CTA has one head of 8, 16 or 64 tokens, of 8 in steps of few rows, where B v is still to be
+ * added. Rows that decode are attention_decode's.
  * Page: [layer][k, v][kv head][token][head_dim] bf16.
  */
 #include "kernels/cuda/attention.cuh"
@@ -47,7 +48,7 @@ __global__ void __launch_bounds__(EXPAND_THREADS) rope_kernel(const cu_expand e,
         rows_to[threadIdx.x] =
             is_q ? a.q + ((size_t)(t0 + threadIdx.x) * h.n_heads + head) * hd
                  : kv_row(a, t0 + threadIdx.x, (head - h.n_heads) % h.n_kv_heads, is_k);
-    Expander<NTB, TILES, KINDS, decltype(out_of)> x(e, sm, out_of, t0, hd / 16);
+    Expander<NTB, TILES, KINDS, NTB == 1, decltype(out_of)> x(e, sm, out_of, t0, hd / 16);
     x.run();
     __shared__ float rms[8];
     if (NTB == 1 && e.ss) { // a small step
@@ -91,9 +92,11 @@ __global__ void __launch_bounds__(EXPAND_THREADS) rope_kernel(const cu_expand e,
 template <int NTB, int TILES> int launch(const cu_expand *e, const Args &a, cudaStream_t stream)
 {
     dim3 grid(a.heads.n_heads + 2 * a.heads.n_kv_heads, (e->t + NTB * 8 - 1) / (NTB * 8));
-    auto kernel = e->kinds == 0   ? rope_kernel<NTB, TILES, 0>
-                  : e->kinds == 1 ? rope_kernel<NTB, TILES, 1>
-                                  : rope_kernel<NTB, TILES, 2>;
+    auto kernel = e->kinds == 0 ? rope_kernel<NTB, TILES, 0> : rope_kernel<NTB, TILES, 2>;
+    if (e->kinds == 1 && NTB > 1)
+        return cudaErrorInvalidValue;
+    if constexpr (NTB == 1)
+        kernel = e->kinds == 1 ? rope_kernel<NTB, TILES, 1> : kernel;
     return launch_pdl(kernel, grid, dim3(EXPAND_THREADS), 0, stream, *e, a);
 }
 

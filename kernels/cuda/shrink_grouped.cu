@@ -13,6 +13,7 @@
  * segments one after the other in eight slices (10.7 without adapters).
  */
 #include "kernels/cuda/grouped.cuh"
+#include "kernels/cuda/shrink.cuh"
 
 using namespace lora;
 
@@ -122,8 +123,12 @@ template <int NT> struct Worker {
             uint32_t i = p * S::THREADS + tid, token = i / 16, row = group * 16 + i % 16;
             if (i >= S::VALUES || token < it.first || token >= it.last || row >= site.n_rows)
                 continue;
-            ((bf16 *)g.v)[(size_t)(tile.first + token) * g.v_width + g.columns[it.segment] + row] =
-                __float2bfloat16(sums[p] * scale_of(site, scale, row));
+            bf16 *v =
+                (bf16 *)g.v + (size_t)(tile.first + token) * g.v_width + g.columns[it.segment];
+            if (g.v_padded)
+                store_v16(site, row, sums[p], scale, v);
+            else
+                v[row] = __float2bfloat16(sums[p] * scale_of(site, scale, row));
         }
     }
 

@@ -68,7 +68,8 @@ int cuda_steps_open(struct device_model *m, struct err *err)
     m->results_bytes = n * (12 + 8 * BACKEND_MAX_TOP);
     m->max_biases = n * (LIMIT_LOGIT_BIAS + 64);
     m->max_history = (size_t)l->max_pages * l->page_tokens + l->max_logit_rows;
-    m->max_items = l->max_rows / CU_SHRINK_ROWS + l->max_segments + 1ull;
+    // Four adapters a row on all rows; a segment may end with less than an item.
+    m->max_items = 4ull * (l->max_rows / CU_SHRINK_ROWS + CU_SHRINK_FEW_ITEMS) + l->max_segments;
     m->max_blocks = l->max_rows / CU_QUERY_ROWS + l->max_sequences + 1ull;
     bool hopper = m->be->capability == 90 && !m->be->deterministic &&
                   cu_attention_hopper_takes(m->config->head_dim, l->page_tokens);
@@ -354,6 +355,21 @@ static uint32_t list_items(uint32_t *first, uint32_t *second, uint32_t n, uint32
     return n;
 }
 
+/* Shrink's items in a step (or of logits) of t rows. */
+static int list_shrink(const struct device_model *m, const struct step_segment *g, uint32_t n,
+                       uint32_t t, uint32_t *segment, uint32_t *row, uint32_t *n_items,
+                       struct err *err)
+{
+    uint32_t per = cu_shrink_rows(t);
+    for (uint32_t i = 0; i < n && t > CU_SMALL_ROWS; i++) {
+        if (*n_items + g[i].n_rows / per + 1 > m->max_items)
+            return err_set(err, ERR_LIMIT,
+                           "step: its rows have more adapters in all than cuda holds");
+        *n_items = list_items(segment, row, *n_items, i, g[i].n_rows, per);
+    }
+    return 0;
+}
+
 /* The work lists of what is not recorded; they lie behind biases and history. */
 static int fill_lists(struct device_model *m, struct cuda_flight *f, const struct step *s,
                       struct cuda_run *run, struct err *err)
@@ -366,11 +382,12 @@ static int fill_lists(struct device_model *m, struct cuda_flight *f, const struc
     uint32_t n = 0, n_head = 0, n_blocks = 0;
     if (run->rows > CU_SMALL_ROWS)
         cuda_count_groups(m, s, run);
-    for (uint32_t i = 0; i < s->n_segments && run->rows > CU_SMALL_ROWS; i++)
-        n = list_items(rows[0], rows[1], n, i, s->segments[i].n_rows, CU_SHRINK_ROWS);
-    for (uint32_t i = 0; i < s->n_head_segments && run->logits > CU_SMALL_ROWS; i++)
-        n_head =
-            list_items(rows[2], rows[3], n_head, i, s->head_segments[i].n_rows, CU_SHRINK_ROWS);
+    int rc = list_shrink(m, s->segments, s->n_segments, run->rows, rows[0], rows[1], &n, err);
+    rc = rc ? rc
+            : list_shrink(m, s->head_segments, s->n_head_segments, run->logits, rows[2], rows[3],
+                          &n_head, err);
+    if (rc)
+        return rc;
     for (uint32_t i = run->n_decode; i < s->n_sequences; i++) // decode rows: one a sequence
         n_blocks =
             list_items(blocks[0], blocks[1], n_blocks, i, s->sequences[i].n_rows, m->query_rows);

@@ -21,7 +21,9 @@ enum {
     OPS_MAX_PARTS = 24,
     OPS_MAX_TENSORS = 8,
     OPS_VOCAB = 150,
-    OPS_ROWS = 160,
+    OPS_ROWS = 320,
+    OPS_SEQUENCES = 128,
+    OPS_SEGMENTS = 400,
     OPS_PAGE_CHUNKS = 24,
     OPS_CHUNKS = 152
 };
@@ -35,6 +37,7 @@ struct ops_case {
     uint32_t n_decode, n_prefill;  // rows; the prefill rows are one sequence at position 5
     uint32_t page_tokens;
     uint32_t past; // 0, or positions before the prefill rows and the first decode row
+    uint32_t cuts; // 0, or rows of a segment, and the adapters in turn: see ops_cut_rows()
 };
 
 struct ops_adapter {
@@ -68,10 +71,10 @@ struct ops_rig {
     const struct op_step *view;
     uint32_t pages_per_sequence;
     int32_t tokens[OPS_ROWS];
-    uint32_t logit_rows[64], pages[2048];
-    struct step_sequence sequences[64];
-    struct step_segment segments[8], head_segments[8];
-    struct sample_params sampling[64];
+    uint32_t logit_rows[OPS_SEQUENCES], pages[2048];
+    struct step_sequence sequences[OPS_SEQUENCES];
+    struct step_segment segments[OPS_SEGMENTS], head_segments[OPS_SEGMENTS];
+    struct sample_params sampling[OPS_SEQUENCES];
     uint32_t next_chunk; // adapters take them from the end
     uint64_t state;      // of the generator
 };
@@ -299,6 +302,33 @@ static inline int ops_add_adapter(struct ops_rig *r, uint32_t slot, struct err *
 // ---- the step
 // ------------------------------------------------------------------------------------
 
+/* Rows [begin, end) in segments of `cuts`, slots 0…2 in turn, every fifth with a second adapter. */
+static inline void ops_cut_rows(struct ops_rig *r, uint32_t begin, uint32_t end)
+{
+    struct step *s = &r->step;
+    for (uint32_t row = begin, i = 0; row < end; row += r->c->cuts, i++) {
+        uint32_t n = end - row < r->c->cuts ? end - row : r->c->cuts;
+        float scale = 0.5f * (float)(1 + i % 4);
+        if (i % 5 == 4) // in the order of slots
+            r->segments[s->n_segments++] = (struct step_segment){row, n, i % 2, -0.5f};
+        r->segments[s->n_segments++] = (struct step_segment){row, n, i % 5 == 4 ? 2 : i % 3, scale};
+    }
+}
+
+/* The segments of logit rows: those of the rows that they are. */
+static inline void ops_head_segments(struct ops_rig *r)
+{
+    struct step *s = &r->step;
+    for (uint32_t j = 0; j < s->n_logit_rows; j++) {
+        for (uint32_t i = 0; i < s->n_segments; i++) {
+            const struct step_segment *g = &r->segments[i];
+            if (r->logit_rows[j] >= g->row0 && r->logit_rows[j] < g->row0 + g->n_rows)
+                r->head_segments[s->n_head_segments++] =
+                    (struct step_segment){j, 1, g->slot, g->scale};
+        }
+    }
+}
+
 /* n_decode sequences of one row, then one of n_prefill rows at position 5. Rows 1 and 2 have two
  * adapters; row 0 none; the last decode row has slot 3; the prefill rows slot 1. */
 static inline int ops_make_step(struct ops_rig *r, struct err *err)
@@ -315,7 +345,8 @@ static inline int ops_make_step(struct ops_rig *r, struct err *err)
                        .logit_rows = r->logit_rows,
                        .head_segments = r->head_segments,
                        .sampling = r->sampling};
-    r->pages_per_sequence = ((rows > 64 ? 128 : 64) + r->c->past) / r->c->page_tokens;
+    uint32_t positions = rows > 120 ? 384 : rows > 64 ? 128 : 64;
+    r->pages_per_sequence = (positions + r->c->past) / r->c->page_tokens;
     for (uint32_t i = 0; i < rows; i++)
         r->tokens[i] = i % 5 == 2 ? 17 : (int32_t)((i * 37 + 3) % OPS_VOCAB);
     for (uint32_t i = 0; i < nd + (r->c->n_prefill > 0); i++) {
@@ -331,6 +362,13 @@ static inline int ops_make_step(struct ops_rig *r, struct err *err)
             .top_p = 1, .repetition_penalty = 1, .pending = -1, .target = -1, .n_top = 3};
     }
     struct step_segment *g = r->segments;
+    if (r->c->cuts) {
+        ops_cut_rows(r, 1, nd - 1);
+        g[s->n_segments++] = (struct step_segment){nd - 1, 1, 3, 1.0f};
+        ops_cut_rows(r, nd, rows);
+        ops_head_segments(r);
+        return r->access->prepare(r->session, s, &r->view, err);
+    }
     if (nd >= 4) {
         g[s->n_segments++] = (struct step_segment){1, nd - 2, 0, 1.0f};
         g[s->n_segments++] = (struct step_segment){1, 2, 2, -0.5f};
@@ -408,7 +446,8 @@ static inline int ops_open_backend(struct ops_rig *r, struct err *err)
  * Both leave nothing open. */
 static inline int ops_open(struct ops_rig *r, const struct ops_case *c, struct err *err)
 {
-    struct step_limits limits = {OPS_ROWS, 64, 64, 64, OPS_SLOTS, 2048, c->page_tokens};
+    struct step_limits limits = {OPS_ROWS,  OPS_SEQUENCES, OPS_SEQUENCES, OPS_SEGMENTS,
+                                 OPS_SLOTS, 2048,          c->page_tokens};
     memset(r, 0, sizeof *r);
     r->c = c;
     r->state = 88172645463325252u;

@@ -31,11 +31,11 @@ static void make_requests(struct request *q)
 static void add_rows(struct ops_rig *r, struct step *s, const struct request *q, uint32_t position,
                      uint32_t n, bool sampled)
 {
-    uint32_t n_pages = 64 / r->c->page_tokens;
+    uint32_t n_pages = (position + n + r->c->page_tokens - 1) / r->c->page_tokens;
     r->sequences[s->n_sequences++] =
         (struct step_sequence){s->n_rows, n, position, s->n_pages, n_pages, 0};
     for (uint32_t j = 0; j < n_pages; j++)
-        r->pages[s->n_pages++] = j * 40 + q->page0;
+        r->pages[s->n_pages++] = j * OPS_SEQUENCES + q->page0;
     for (uint32_t j = 0; j < n; j++)
         r->tokens[s->n_rows + j] = q->ids[position + j];
     if (q->slot >= 0)
@@ -184,6 +184,60 @@ static void check_segments(struct ops_rig *r)
 TEST(rows_under_several_adapters_may_be_cut_into_any_segments)
 {
     for_cases(check_segments);
+}
+
+enum { MANY_DECODE = 100, DECODE_PROMPT = 3 };
+
+/* Steps of at most `per_step` sequences: the rows of their prompts but for the last (mix < 0), or
+ * that last one, decoded under adapters in turn, `mix` rows of each; 0: all under the same. */
+static void run_many(struct ops_rig *r, const struct request *q, uint32_t per_step, int mix,
+                     float *logits)
+{
+    for (uint32_t at = 0; at < MANY_DECODE; at += per_step) {
+        uint32_t n = MANY_DECODE - at < per_step ? MANY_DECODE - at : per_step;
+        struct step s = empty_step(r, logits ? logits + at * OPS_VOCAB : NULL);
+        struct step_result out;
+        s.kinds = r->adapters[0].bound.kinds;
+        for (uint32_t i = at; i < at + n; i++) {
+            struct request one = q[i];
+            if (mix >= 0)
+                one.slot = mix ? (int32_t)i / mix % 4 - 1 : 1;
+            add_rows(r, &s, &one, mix < 0 ? 0 : DECODE_PROMPT - 1, mix < 0 ? DECODE_PROMPT - 1 : 1,
+                     mix >= 0);
+        }
+        s.n_decode_rows = mix < 0 ? 0 : n;
+        run_step(r, &s, &out);
+    }
+}
+
+/* More decoding rows of additive adapters at once than the small kernels take. */
+static void check_many_decode(struct ops_rig *r)
+{
+    static const int mixes[] = {0, 1, 7, 40};
+    struct request *q = sys_calloc(MANY_DECODE, sizeof *q);
+    float *few = sys_malloc(MANY_DECODE * OPS_VOCAB * sizeof *few);
+    float *many = sys_malloc(MANY_DECODE * OPS_VOCAB * sizeof *many);
+    CHECK(q && few && many);
+    for (uint32_t i = 0; i < MANY_DECODE; i++) {
+        q[i] = (struct request){.n_prompt = DECODE_PROMPT, .page0 = i, .slot = -1};
+        for (uint32_t j = 0; j < DECODE_PROMPT; j++)
+            q[i].ids[j] = (int32_t)((j * 41 + i * 13 + 7) % OPS_VOCAB);
+    }
+    run_many(r, q, 32, -1, NULL);
+    for (size_t m = 0; m < sizeof mixes / sizeof mixes[0]; m++) {
+        run_many(r, q, 50, mixes[m], few);
+        run_many(r, q, MANY_DECODE, mixes[m], many);
+        for (uint32_t i = 0; i < MANY_DECODE; i++)
+            expect_same(r, "many decoding rows and few", many + i * OPS_VOCAB, few + i * OPS_VOCAB);
+    }
+    sys_free(q);
+    sys_free(few);
+    sys_free(many);
+}
+
+TEST(many_decoding_rows_of_additive_adapters_give_the_logits_of_few)
+{
+    for_cases(check_many_decode);
 }
 
 TEST(pages_of_any_size_give_the_same_logits)
