@@ -375,10 +375,10 @@ void cuda_count_groups(const struct device_model *m, const struct step *s, struc
 int cuda_linear_large(struct device_model *m, const struct cuda_run *run,
                       const struct cuda_list *items, enum site site, struct cu_gemm *g, float *wide,
                       struct cu_expand *e);
-/* Adds B v of the segments to y16; what is left of *e is gains and biases, without kinds 2 nothing:
+/* Adds B v to y16; what is left of *e is gains and biases, without kinds 2 nothing:
  * y16 is m->act when the activation is done, too. */
-int cuda_add_adapters(struct device_model *m, const struct cuda_run *run, uint32_t n_segments,
-                      enum site site, struct cu_expand *e);
+int cuda_add_adapters(struct device_model *m, const struct cuda_run *run, enum site site,
+                      struct cu_expand *e);
 /* Whether y16 lacks nothing but the base's bias, as between_large takes it. */
 bool cuda_complete(const struct device_model *m, const struct cuda_run *run,
                    const struct cu_expand *e);

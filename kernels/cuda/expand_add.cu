@@ -1,6 +1,7 @@
 /*
  * expand_add: y[T, N] += sum_j B_j v_j of a step with many rows (T > CU_SMALL_ROWS), in place, or
- * act[T, N / 2] = f(gate) up of that sum: what follows is as without adapters.
+ * act[T, N / 2] = f(gate) up of that sum, or x[T, N] += sum_j B_j v_j beside the product: what
+ * follows is as without adapters.
  *
  * A warp has 16 tokens (the MMA's M side) by two times 16 outputs (its N side): neighbours, or
  * gates and their ups. B's fragments are stored as the MMA wants them (adapter_image.h); which lane
@@ -198,22 +199,26 @@ __device__ void store_activated(const Adder &a, const float sum[2][8], uint32_t 
         *(uint4 *)(act + (size_t)t * d_ff + o) = pack8(f);
 }
 
-template <bool GATED>
-__global__ void __launch_bounds__(WARPS * 32, 6)
-    expand_add_kernel(const __grid_constant__ cu_expand e, uint32_t n_segments, int gelu, bf16 *act)
+enum { TO_Y, TO_ACT, TO_X };
+
+/* Value: what y16 (none where B v goes to x) or x is in memory. */
+template <int TO, typename Value>
+__global__ void __launch_bounds__(WARPS * 32, TO == TO_X ? 5 : 6)
+    expand_add_kernel(const __grid_constant__ cu_expand e, uint32_t n_segments, int gelu, void *to)
 {
+    constexpr int PIECES = TO == TO_X ? 2 : 1; // of 16 bytes of a token
     __shared__ Item items[WARPS][2 * Adder::LISTED];
     pdl_launch_dependents();
     uint32_t warp = threadIdx.x / 32, i = blockIdx.x * WARPS + warp, d_ff = e.n / 2;
     uint32_t o[2] = {i * 32, i * 32 + 16};
-    if (GATED) {
+    if (TO == TO_ACT) {
         o[0] = i * 16 < d_ff ? i * 16 : e.n;
         o[1] = i * 16 < d_ff ? d_ff + i * 16 : e.n;
     }
     Adder a(e, n_segments, items[warp], o);
     bool waited = false, any = a.last > 0, in[2];
-    bf16 *y = (bf16 *)e.y16 + a.first_out();
-    uint4 old[2] = {};
+    Value *at = (Value *)(TO == TO_X ? to : (void *)e.y16) + a.first_out();
+    uint4 old[2][PIECES] = {};
     float acc[4][4] = {}, sum[2][8];
 #pragma unroll 1
     do {
@@ -227,9 +232,12 @@ __global__ void __launch_bounds__(WARPS * 32, 6)
             pdl_wait();
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                in[h] = (any || GATED) && a.token(h) < e.t && a.first_out() < e.n;
-                if (in[h])
-                    old[h] = *(const uint4 *)(y + (size_t)a.token(h) * e.n);
+                in[h] = (any || TO == TO_ACT) && a.token(h) < e.t && a.first_out() < e.n;
+#pragma unroll
+                for (int p = 0; p < PIECES; p++) {
+                    if (in[h])
+                        old[h][p] = ((const uint4 *)(at + (size_t)a.token(h) * e.n))[p];
+                }
             }
         }
         if (a.more()) {
@@ -239,20 +247,38 @@ __global__ void __launch_bounds__(WARPS * 32, 6)
     } while (a.next0 < a.last);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        unpack8(old[h], sum[h]);
+        if constexpr (TO == TO_X) {
+#pragma unroll
+            for (int c = 0; c < 8; c++)
+                sum[h][c] = __uint_as_float(word(old[h][c / 4], c % 4));
+        } else {
+            unpack8(old[h][0], sum[h]);
+        }
 #pragma unroll
         for (int c = 0; c < 8; c++)
             sum[h][c] += acc[c / 2][h * 2 + c % 2];
     }
-    if constexpr (GATED) {
-        store_activated(a, sum, d_ff, gelu, act);
-    } else {
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
+    for (int h = 0; h < 2; h++) {
+        uint4 *out = (uint4 *)(at + (size_t)a.token(h) * e.n);
+        if (TO == TO_Y && in[h])
+            *out = pack8(sum[h]);
+#pragma unroll
+        for (int p = 0; p < 2 && TO == TO_X; p++) {
             if (in[h])
-                *(uint4 *)(y + (size_t)a.token(h) * e.n) = pack8(sum[h]);
+                ((float4 *)out)[p] = ((const float4 *)sum[h])[p];
         }
     }
+    if (TO == TO_ACT)
+        store_activated(a, sum, d_ff, gelu, (bf16 *)to);
+}
+
+template <int TO, typename Value>
+int launch(const cu_expand *e, uint32_t n_segments, int gelu, void *to, cudaStream_t stream)
+{
+    dim3 grid((e->n + WARPS * 32 - 1) / (WARPS * 32), (e->t + TOKENS - 1) / TOKENS);
+    return launch_pdl(expand_add_kernel<TO, Value>, grid, dim3(WARPS * 32), 0, stream, *e,
+                      n_segments, gelu, to);
 }
 
 } // namespace
@@ -263,8 +289,14 @@ extern "C" int cu_expand_add(const struct cu_expand *e, uint32_t n_segments,
     bool gated = epilogue != CU_STORE;
     if (!e->y16 || !e->v16 || e->n % (gated ? 32 : 16) || (gated && e->bias))
         return cudaErrorInvalidValue;
-    auto kernel = gated ? expand_add_kernel<true> : expand_add_kernel<false>;
-    dim3 grid((e->n + WARPS * 32 - 1) / (WARPS * 32), (e->t + TOKENS - 1) / TOKENS);
-    return launch_pdl(kernel, grid, dim3(WARPS * 32), 0, stream, *e, n_segments,
-                      (int)(epilogue == CU_GELU), (bf16 *)act);
+    return gated ? launch<TO_ACT, bf16>(e, n_segments, epilogue == CU_GELU, act, stream)
+                 : launch<TO_Y, bf16>(e, n_segments, 0, nullptr, stream);
+}
+
+extern "C" int cu_expand_residual(const struct cu_expand *e, uint32_t n_segments, float *x,
+                                  cudaStream_t stream)
+{
+    if (!e->v16 || e->n % 16)
+        return cudaErrorInvalidValue;
+    return launch<TO_X, float>(e, n_segments, 0, x, stream);
 }

@@ -179,7 +179,7 @@ static int linear(struct device_model *m, const struct cuda_run *run, const stru
     }
     if (run->replaces)
         CUDA_TRY(replace_rows(m, s, layer, site, x, k, e));
-    return t > CU_SMALL_ROWS ? cuda_add_adapters(m, run, s->n_host_segments, site, e) : 0;
+    return t > CU_SMALL_ROWS ? cuda_add_adapters(m, run, site, e) : 0;
 }
 
 static struct cu_norm norm_of(const struct device_model *m, const struct cuda_run *run,

@@ -2,8 +2,8 @@
  * What steps of many rows (T > CU_SMALL_ROWS) do in their own way. On Hopper gemm_prefill takes
  * additive adapters into the product, and the activation; shrink before it only where 64 rows have
  * more ranks than it takes. Elsewhere, in steps of fewer than OWN_ROWS rows and for shapes that it
- * does not take: shrink, cuBLASLt, expand_add. What follows is as without adapters, but for gains
- * and biases. The head's B is left to cu_logits.
+ * does not take: shrink, cuBLASLt, expand_add (where y goes to x: before the product). What follows
+ * is as without adapters, but for gains and biases. The head's B is left to cu_logits.
  */
 #include "kernels/cuda/cuda_impl.h"
 
@@ -98,6 +98,26 @@ static int own_product(struct device_model *m, const struct cuda_run *run, enum 
     return cu_gemm_prefill(&p, m->compute);
 }
 
+/* B v is in y, or where y goes. */
+static void added(struct cu_expand *e)
+{
+    e->v = NULL;
+    e->v16 = NULL;
+    if (e->kinds == 1) {
+        e->kinds = 0;
+        e->segments = NULL;
+    }
+}
+
+/* Whether the site's y goes to x and nowhere else: then B v may go there before the product, behind
+ * the shrink, which lets it start early; and is not rounded. --deterministic: as with gains. */
+static bool adds_to_x(const struct device_model *m, const struct cuda_run *run, enum site site,
+                      const struct cu_expand *e)
+{
+    return (site == SITE_O || site == SITE_DOWN) && e->kinds == 1 && e->v16 && !run->single &&
+           !m->config->post_norms && !m->be->deterministic;
+}
+
 int cuda_linear_large(struct device_model *m, const struct cuda_run *run,
                       const struct cuda_list *items, enum site site, struct cu_gemm *g, float *wide,
                       struct cu_expand *e)
@@ -108,20 +128,22 @@ int cuda_linear_large(struct device_model *m, const struct cuda_run *run,
     if (run->kinds && run->v_width && !makes_v(m, run, site, g)) {
         uint32_t planes = shrink_planes(m, run, g->t, g->k, items->n);
         e->v16 = m->v16;
-        int rc = cu_shrink(g, items->segment, items->row, items->n, planes, m->v16, m->compute);
-        if (rc)
-            return rc;
+        CUDA_TRY(cu_shrink(g, items->segment, items->row, items->n, planes, m->v16, m->compute));
     }
     if (run->only_a)
         return takes_own(m, site, g) ? cudaErrorNotSupported : 0;
     if (takes_own(m, site, g))
         return own_product(m, run, site, g, e);
+    if (adds_to_x(m, run, site, e)) {
+        CUDA_TRY(cu_expand_residual(e, run->step->n_segments, m->x, m->compute));
+        added(e);
+    }
     return lt_gemm(m, g->w, g->x, wide ? (void *)wide : m->y16, g->t, g->n, g->k, wide != NULL,
                    m->compute);
 }
 
-int cuda_add_adapters(struct device_model *m, const struct cuda_run *run, uint32_t n_segments,
-                      enum site site, struct cu_expand *e)
+int cuda_add_adapters(struct device_model *m, const struct cuda_run *run, enum site site,
+                      struct cu_expand *e)
 {
     if (!e->kinds || !e->y16)
         return 0;
@@ -129,15 +151,10 @@ int cuda_add_adapters(struct device_model *m, const struct cuda_run *run, uint32
                  !m->be->deterministic;
     enum cu_epilogue epilogue = gated ? activation_of(m) : CU_STORE;
     if (e->v16)
-        CUDA_TRY(cu_expand_add(e, n_segments, epilogue, m->act, m->compute));
+        CUDA_TRY(cu_expand_add(e, run->step->n_segments, epilogue, m->act, m->compute));
     if (gated)
         e->y16 = m->act;
-    e->v = NULL;
-    e->v16 = NULL;
-    if (e->kinds == 1) {
-        e->kinds = 0;
-        e->segments = NULL;
-    }
+    added(e);
     return 0;
 }
 

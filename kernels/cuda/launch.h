@@ -315,6 +315,9 @@ int cu_gemm_prefill(const struct cu_prefill *g, cudaStream_t stream);
  * that sum. N a multiple of 16 (32 with gates, and no bias), first outputs of modules of 16. */
 int cu_expand_add(const struct cu_expand *e, uint32_t n_segments, enum cu_epilogue epilogue,
                   void *act, cudaStream_t stream);
+/* x[T, N] += B v16: of an o or down projection whose product need not have been made yet. */
+int cu_expand_residual(const struct cu_expand *e, uint32_t n_segments, float *x,
+                       cudaStream_t stream);
 
 /* Rows [row0, row0 + n_rows) of y at outputs out_ids[i] (NULL: out0 + i) become x w_i^T. */
 struct cu_replace {

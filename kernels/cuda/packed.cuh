@@ -1,5 +1,5 @@
 /*
- * packed: eight bf16 in 16 bytes.
+ * packed: 16 bytes as words, and as eight bf16.
  */
 #ifndef KERNELS_CUDA_PACKED_CUH
 #define KERNELS_CUDA_PACKED_CUH
@@ -8,6 +8,11 @@
 
 namespace lora
 {
+
+__device__ __forceinline__ uint32_t word(const uint4 &v, int i)
+{
+    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
 
 __device__ __forceinline__ void unpack8(const uint4 &v, float f[8])
 {

@@ -13,6 +13,7 @@
  * them; elsewhere they write planes, which a second kernel adds. Either way in a fixed order.
  * Bytes: A once an item, x once every 48 ranks.
  */
+#include "kernels/cuda/packed.cuh"
 #include "kernels/cuda/shrink.cuh"
 
 using namespace lora;
@@ -29,11 +30,6 @@ constexpr int REDUCE_ROWS = 8;
 constexpr uint32_t FEW_ROWS = 512;                        // fewer: items of 16 tokens
 constexpr uint32_t ROWS = TOKENS, MANY_ROWS = 4 * TOKENS; // of an item
 static_assert(MANY_ROWS == CU_SHRINK_ROWS, "as the lists are made");
-
-__device__ __forceinline__ uint32_t word(const uint4 &v, int i)
-{
-    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
-}
 
 /* What a CTA has, in shared memory: registers are for A and x. */
 struct Item {
@@ -264,16 +260,10 @@ extern "C" int cu_shrink(const struct cu_gemm *g, const uint32_t *item_segment,
 {
     if (n_items == 0)
         return 0;
-<<<<<<< HEAD
-    static_assert(BYTES >= 4 * TOKENS * 65 * 4 + TOKENS * 64 * 4, "the sums lie in the ring");
-    static Allowed allowed;
-    cudaError_t e = allow_shared(shrink_kernel, BYTES, allowed);
-=======
     constexpr uint32_t SUMS = WARPS * TOKENS * STRIDE, SENT = GROUPS * 16; // a token
     uint32_t rows = cu_shrink_rows(g->t);
-    static bool ready[16];
-    cudaError_t e = allow_shared(shrink_kernel, (SUMS + SENT * MANY_ROWS + 8) * 4, ready);
->>>>>>> 5bfb500 (cuda: expand_add adds B v behind the product in steps of many rows; shrink straight into fragments)
+    static Allowed allowed;
+    cudaError_t e = allow_shared(shrink_kernel, (SUMS + SENT * MANY_ROWS + 8) * 4, allowed);
     if (e != cudaSuccess)
         return e;
     bool clusters = cluster_supported();
