@@ -88,7 +88,8 @@ static double relative_error(const float *got, json_t *want, uint32_t n)
 
 /* What may lie outside the bound. Router logits of miniatures are near ties now and then (in
  * qwen3moe 19 of 1,305 choices, by less than 0.01 of logits around 1), and bf16 sends such a row to
- * another expert than float32 does. */
+ * another expert than float32 does: one choice of mixtral/rslora turns when v is scaled by 1.0003,
+ * which moves the logits by 0.38. */
 struct allowance {
     uint32_t requests, tokens; // of all: one in so many; 0: none
     double factor;             // times the bound
@@ -96,7 +97,7 @@ struct allowance {
 
 static void compare(const char *base, const struct reference *ref, uint32_t vocab, bool experts)
 {
-    const struct allowance near_ties = {4, 16, 5}, none = {0, 0, 1};
+    const struct allowance near_ties = {4, 16, 10}, none = {0, 0, 1};
     struct allowance a = experts && rig_is_bf16() ? near_ties : none;
     double worst = 0, tolerance = bound();
     uint32_t n_off = 0, n_tokens = 0, n_other = 0;

@@ -85,19 +85,44 @@ static void run_prompt(struct ops_rig *r, const struct request *q, uint32_t chun
     }
 }
 
+static bool is_cpu(const struct ops_rig *r)
+{
+    return strcmp(r->be->ops->name, "cpu") == 0;
+}
+
+static double error_of(const float *got, const float *want)
+{
+    double exact[OPS_VOCAB];
+    for (int i = 0; i < OPS_VOCAB; i++)
+        exact[i] = want[i];
+    return ops_error(got, exact, OPS_VOCAB);
+}
+
 /* On the CPU the same bits; elsewhere within the bound. */
 static void expect_same(struct ops_rig *r, const char *what, const float *got, const float *want)
 {
-    if (strcmp(r->be->ops->name, "cpu") == 0) {
+    if (is_cpu(r)) {
         EXPECT_MSG(memcmp(got, want, OPS_VOCAB * sizeof *got) == 0, "%s: %s: other bits",
                    r->c->name, what);
         return;
     }
-    double exact[OPS_VOCAB];
-    for (int i = 0; i < OPS_VOCAB; i++)
-        exact[i] = want[i];
-    double error = ops_error(got, exact, OPS_VOCAB);
+    double error = error_of(got, want);
     EXPECT_MSG(error <= LOGITS_BOUND, "%s: %s: off by %.2e", r->c->name, what, error);
+}
+
+/* The same of n rows. With experts, not on the CPU, one row in twenty may be off: where a router's
+ * logits are nearly the same, other roundings send the row to another expert. */
+static void expect_rows_same(struct ops_rig *r, const char *what, const float *got,
+                             const float *want, uint32_t n)
+{
+    uint32_t n_off = 0;
+    for (uint32_t i = 0; i < n; i++, got += OPS_VOCAB, want += OPS_VOCAB) {
+        if (is_cpu(r) || !r->config.n_experts)
+            expect_same(r, what, got, want);
+        else
+            n_off += !(error_of(got, want) <= LOGITS_BOUND);
+    }
+    EXPECT_MSG(n_off <= n / 20, "%s: %s: %u of %u rows are off", r->c->name, what, n_off, n);
 }
 
 static void check_chunks(struct ops_rig *r)
@@ -227,8 +252,7 @@ static void check_many_decode(struct ops_rig *r)
     for (size_t m = 0; m < sizeof mixes / sizeof mixes[0]; m++) {
         run_many(r, q, 50, mixes[m], few);
         run_many(r, q, MANY_DECODE, mixes[m], many);
-        for (uint32_t i = 0; i < MANY_DECODE; i++)
-            expect_same(r, "many decoding rows and few", many + i * OPS_VOCAB, few + i * OPS_VOCAB);
+        expect_rows_same(r, "many decoding rows and few", many, few, MANY_DECODE);
     }
     sys_free(q);
     sys_free(few);
