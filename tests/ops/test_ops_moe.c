@@ -23,6 +23,7 @@ static const struct ops_case cases[] = {
      5,
      12,
      16,
+     0,
      0},
     {"one row",
      MIXTRAL "\"num_local_experts\":3,\"num_experts_per_tok\":1}",
@@ -32,6 +33,7 @@ static const struct ops_case cases[] = {
      1,
      0,
      16,
+     0,
      0},
     {"forty experts",
      QWEN3_MOE "\"num_experts\":40,\"num_experts_per_tok\":6,"
@@ -42,6 +44,7 @@ static const struct ops_case cases[] = {
      20,
      40,
      16,
+     0,
      0},
     {"many rows",
      QWEN3_MOE "\"num_experts\":64,\"num_experts_per_tok\":8,"
@@ -52,6 +55,7 @@ static const struct ops_case cases[] = {
      9,
      120,
      64,
+     0,
      0},
     {"many rows of an expert",
      MIXTRAL "\"num_local_experts\":8,\"num_experts_per_tok\":4}",
@@ -61,6 +65,7 @@ static const struct ops_case cases[] = {
      6,
      100,
      64,
+     0,
      0},
     {"all rows to both experts",
      MIXTRAL "\"num_local_experts\":2,\"num_experts_per_tok\":2}",
@@ -70,6 +75,7 @@ static const struct ops_case cases[] = {
      20,
      120,
      64,
+     0,
      0},
 };
 

@@ -179,7 +179,7 @@ TEST(perf_of_one_layer)
     }
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         struct ops_case c = {"llama-3.2-1b", LLAMA_1B, DTYPE_BF16, DTYPE_BF16, {16, 16, 16},
-                             rows[i],        0,        16,         0};
+                             rows[i],        0,        16,         0,          0};
         measure_case(&c);
     }
     struct ops_case prefill = {"llama-3.2-1b, prefill at 448",
@@ -190,6 +190,7 @@ TEST(perf_of_one_layer)
                                0,
                                64,
                                16,
-                               448};
+                               448,
+                               0};
     measure_case(&prefill);
 }
