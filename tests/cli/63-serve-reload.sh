@@ -89,21 +89,28 @@ http POST /unload_lora_adapter '{"lora_name":"x"}'; is "$STATUS $(json "$OUT" .s
 eventually metric_is vllm:num_gpu_loaded_lora_adapters -le 1
 ok "what nobody names or uses has left the device" test "$(metric vllm:num_gpu_loaded_lora_adapters)" -le 1
 
-# Clients that leave.
-LONG='{"prompt":"hot","max_tokens":900,"ignore_eos":true,"temperature":0'
-cancelled=$(metric lora_cancelled_total) before=$(metric lora_steps_total)
-for body in "$LONG}" "$LONG,\"stream\":true}"; do
-    curl -s -o /dev/null "$URL/v1/completions" -d "$body" &
-    BUSY=$!
-    eventually started $BUSY
-    kill -KILL $BUSY; { wait $BUSY; } 2>/dev/null
+# Clients that leave. A fast server may be done before this shell has looked: such a try says nothing, the next one may.
+LONG='{"prompt":"hot","max_tokens":900,"ignore_eos":true,"temperature":0,"n":8'
+running() { metric_is vllm:num_requests_running -gt 0 || ! kill -0 "$1" 2>/dev/null; }
+leaves() { # leaves BODY: sets steps, those that ran until nothing did
+    local cancelled before
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        cancelled=$(metric lora_cancelled_total) before=$(metric lora_steps_total)
+        curl -s -o /dev/null "$URL/v1/completions" -d "$1" &
+        BUSY=$!
+        eventually running $BUSY
+        kill -KILL $BUSY 2>/dev/null
+        { wait $BUSY; } 2>/dev/null
+        eventually metric_is vllm:num_requests_running -eq 0 || return 1
+        steps=$(($(metric lora_steps_total) - before))
+        [ "$(metric lora_cancelled_total)" -eq "$cancelled" ] || return 0
+    done
+    return 1
+}
+for stream in false true; do
+    ok "a client that leaves ends its sequences: stream $stream" leaves "$LONG,\"stream\":$stream}"
+    ok "…after $steps steps, not 900" test "$steps" -lt 900
 done
-eventually metric_is lora_cancelled_total -eq $((cancelled + 2))
-eventually metric_is vllm:num_requests_running -eq 0
-is "$(metric lora_cancelled_total)" $((cancelled + 2)) "a client that leaves ends its sequence, streaming or not"
-is "$(metric vllm:num_requests_running)" 0 "nothing runs any more"
-steps=$(($(metric lora_steps_total) - before))
-ok "after $steps steps, not 1800" test "$steps" -lt 1500
 serve_stop
 
 # ---- an adapter's own template and tokens travel with it
