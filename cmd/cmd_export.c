@@ -154,34 +154,26 @@ static int convert(struct cmd_context *ctx, struct store *s, const char *id, con
 
 /* A signature is of the files as they came: with them it is written, as the model-signing tools
  * look for it. */
-static int write_signature(struct store *s, const char *id, const json_t *m, const char *folder,
-                           json_t *written, struct err *err)
+static int write_signature(struct store *s, const char *id, const char *folder, json_t *written,
+                           struct err *err)
 {
-    const json_t *chosen = NULL, *all = json_object_get(m, "signatures");
     struct sign_key *key = NULL;
-    size_t i;
-    json_t *signature;
+    char digest[DIGEST_HEX_CHARS + 1];
     int rc = signer ? sign_key_read_public(&key, signer, err) : 0;
     if (rc) {
         signing_hint_key(rc, signer, err->msg);
         return rc;
     }
-    json_array_foreach(all, i, signature)
-    {
-        const char *hint = json_string_value(json_object_get(signature, "key"));
-        if (!chosen && (!key || (hint && strcmp(hint, sign_key_hint(key)) == 0)))
-            chosen = signature;
-    }
-    if (!chosen && key)
-        rc = err_set(err, ERR_NOT_FOUND, "%.12s: has no signature by %s", id, signer);
+    rc = signed_pick(s, id, key ? sign_key_hint(key) : NULL, digest, err);
     sign_key_free(key);
-    char *path = chosen ? file_join(folder, BUNDLE_FILE) : NULL;
-    if (chosen && !path)
+    if (rc == ERR_NOT_FOUND)
+        return signer ? err_set(err, rc, "%.12s: has no signature by %s", id, signer) : 0;
+    char *path = rc ? NULL : file_join(folder, BUNDLE_FILE);
+    if (!rc && !path)
         rc = err_set(err, ERR_NO_MEMORY, "%s: no memory", folder);
-    if (!rc && chosen)
-        rc = signed_write(s, id, json_string_value(json_object_get(chosen, "sha256")), path, false,
-                          err);
-    if (!rc && chosen)
+    if (!rc)
+        rc = signed_write(s, id, digest, path, false, err);
+    if (!rc)
         json_array_append_new(written, json_string(BUNDLE_FILE));
     sys_free(path);
     return rc;
@@ -205,7 +197,7 @@ static int write_files(struct cmd_context *ctx, struct store *s, const char *id,
     else
         rc = convert(ctx, s, id, m, folder, written, err);
     if (!rc && as_it_is)
-        rc = write_signature(s, id, m, folder, written, err);
+        rc = write_signature(s, id, folder, written, err);
     json_decref(m);
     return rc;
 }

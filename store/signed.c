@@ -481,13 +481,54 @@ int signed_check_bundle(struct store *s, const char *id, const char *bundle_path
 
 // ---- giving away -------------------------------------------------------------------------------
 
+/* Signature i of an adapter: 0 when a folder of the adapter's files is what it signs. */
+static int covers_all(struct store *s, const struct object_files *o, size_t i,
+                      char digest[DIGEST_HEX_CHARS + 1], struct err *err)
+{
+    struct bundle b = {0};
+    char *text;
+    size_t n = 0;
+    int rc = read_bundle(s, o->manifest, i, &text, &n, digest, err);
+    if (!rc)
+        rc = bundle_parse(&b, text, n, digest, err);
+    if (!rc)
+        rc = signed_compare(&b, o->files, o->n, SIGNED_FOLDER, digest, err);
+    bundle_release(&b);
+    sys_free(text);
+    return rc;
+}
+
+int signed_pick(struct store *s, const char *id, const char *key, char digest[DIGEST_HEX_CHARS + 1],
+                struct err *err)
+{
+    struct object_files o;
+    char path[MANIFEST_SIGNATURE_PATH_BYTES], own[DIGEST_HEX_CHARS + 1];
+    struct manifest_file f;
+    *digest = '\0';
+    int rc = object_files_open(&o, s, id, err);
+    for (size_t i = 0; !rc && i < manifest_n_signatures(o.manifest); i++) {
+        if (key && strcmp(manifest_signature_key(o.manifest, i), key) != 0)
+            continue;
+        rc = manifest_signature_at(o.manifest, i, &f, path, err);
+        bool covers = !rc && covers_all(s, &o, i, own, NULL) == 0;
+        if (!rc && (covers || !*digest))
+            snprintf(digest, DIGEST_HEX_CHARS + 1, "%.64s", f.digest);
+        if (covers)
+            break;
+    }
+    object_files_release(&o);
+    if (!rc && !*digest)
+        rc = err_set(err, ERR_NOT_FOUND, "%.12s: has no such signature", id);
+    return rc;
+}
+
 static int find_signature(const json_t *manifest, const char *digest, size_t *i, struct err *err)
 {
     for (*i = 0; *i < manifest_n_signatures(manifest); ++*i) {
         char name[MANIFEST_SIGNATURE_PATH_BYTES];
         struct manifest_file f;
         if (manifest_signature_at(manifest, *i, &f, name, NULL) == 0 &&
-            (!*digest || strcmp(f.digest, digest) == 0))
+            strcmp(f.digest, digest) == 0)
             return 0;
     }
     return err_set(err, ERR_NOT_FOUND, "%.12s: has no such signature",

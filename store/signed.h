@@ -54,8 +54,13 @@ int signed_sign(struct store *s, const char *id, const char *model, const struct
 int signed_attach(struct store *s, const char *id, const char *bundle_path, bool *same,
                   struct signed_report *out, struct err *err);
 
-/* Writes a signature that the store keeps with the adapter to a file. digest "": the first one.
- * ERR_NOT_FOUND, ERR_EXISTS (unless `replace`). */
+/* The signature to give away with the adapter's files, of those by a key (its hint; NULL: any): the
+ * first that lists nothing besides them, else the first. ERR_NOT_FOUND: there is none. */
+int signed_pick(struct store *s, const char *id, const char *key, char digest[DIGEST_HEX_CHARS + 1],
+                struct err *err);
+
+/* Writes a signature that the store keeps with the adapter to a file. ERR_NOT_FOUND, ERR_EXISTS
+ * (unless `replace`). */
 int signed_write(struct store *s, const char *id, const char *digest, const char *path,
                  bool replace, struct err *err);
 

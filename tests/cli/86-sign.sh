@@ -153,6 +153,20 @@ not_ok "…there is none" test -e "$TMP/mlx/model.sig"
 ok "an export is imported with its signature" lora import "$TMP/out" --store "$TMP/again" --require-signature "$KEYS/team.pub" --json
 is "$(json "$OUT" .adapters[0].signatures)" 1 "…as --json says"
 ok "…which holds there" lora verify out --store "$TMP/again" --key "$KEYS/team.pub"
+# Of one key's signatures those of the folder that it was trained in list more than the store keeps.
+cp -r "$MATH" "$TMP/trained"
+mkdir "$TMP/trained/runs"
+for i in 1 2 3 4 5 6; do
+    echo "$i" >"$TMP/trained/runs/log"
+    lora sign "$TMP/trained" --key "$KEYS/team.pem" --force -q >/dev/null
+    lora import "$TMP/trained" --store "$TMP/several" --require-signature "$KEYS/team.pub" -q >/dev/null
+done
+ok "signed with what an import leaves out, it is exported" lora export trained --store "$TMP/several" --output "$TMP/part"
+exits 5 "…as less than what was signed" lora verify "$TMP/part" --key "$KEYS/team.pub"
+lora import "$TMP/out" --store "$TMP/several" --require-signature "$KEYS/team.pub" -q >/dev/null
+is "$(lora inspect trained --store "$TMP/several" --json | jsonq -n .signatures)" 7 "of many signatures by one key"
+ok "…an export" lora export trained --store "$TMP/several" --output "$TMP/whole"
+ok "…gets the one of its own files" lora verify "$TMP/whole" --key "$KEYS/team.pub"
 
 for form in tar tar.zst tar.gz zip oci oci.tar; do
     flags=$([ "${form#oci}" = "$form" ] || echo --format oci)
