@@ -65,9 +65,6 @@ static const char *library_version(const char *function, char *buf, size_t n)
     return digits;
 }
 
-static const char *const devices[] = {"cpu", "cuda:0"};
-enum { N_DEVICES = sizeof devices / sizeof *devices };
-
 /* Whether the device opens; `text` says what it is, or why it does not. */
 static bool find_device(const char *device, char *text, size_t n)
 {
@@ -83,16 +80,37 @@ static bool find_device(const char *device, char *text, size_t n)
     return true;
 }
 
-static json_t *devices_json(void)
+/* [{"device", "usable", "about"}]: the CPU, the first card or why there is none, and the others.
+ * CUDA counts the fastest first: what follows one that is not usable is no better. */
+static json_t *find_devices(void)
 {
     json_t *all = json_array();
-    for (size_t i = 0; i < N_DEVICES; i++) {
-        char text[ERR_MSG_BYTES];
-        bool found = find_device(devices[i], text, sizeof text);
-        json_array_append_new(all, json_pack("{s:s, s:b, s:s}", "device", devices[i], "usable",
-                                             found, "about", text));
+    char device[32] = "cpu", text[ERR_MSG_BYTES];
+    for (int card = 0;; card++) {
+        bool found = find_device(device, text, sizeof text);
+        if (!found && card > 1)
+            return all;
+        json_array_append_new(
+            all, json_pack("{s:s, s:b, s:s}", "device", device, "usable", found, "about", text));
+        if (!found)
+            return all;
+        snprintf(device, sizeof device, "cuda:%d", card);
     }
-    return all;
+}
+
+static void print_devices(void)
+{
+    json_t *all = find_devices(), *d;
+    size_t i;
+    json_array_foreach(all, i, d)
+    {
+        const char *text = json_string_value(json_object_get(d, "about"));
+        const char *about =
+            strstr(text, ": "); // "cpu: …", "cuda: …": the name stands there already
+        printf("  %-14s %s\n", json_string_value(json_object_get(d, "device")),
+               about ? about + 2 : text);
+    }
+    json_decref(all);
 }
 
 static int print_json(void)
@@ -105,7 +123,7 @@ static int print_json(void)
     }
     cmd_print_json(json_pack("{s:s, s:s, s:s, s:o, s:o}", "version", cmd_version(), "variant",
                              variant(), "compiler", __VERSION__, "libraries", all, "back_ends",
-                             devices_json()));
+                             find_devices()));
     return 0;
 }
 
@@ -124,13 +142,7 @@ static int run(struct cmd_context *ctx, struct err *err)
         const char *text = library_version(libraries[i].function, buf, sizeof buf);
         printf("  %-14s %s\n", libraries[i].library, text ? text : "not linked");
     }
-    for (size_t i = 0; i < N_DEVICES; i++) {
-        char text[ERR_MSG_BYTES];
-        find_device(devices[i], text, sizeof text);
-        const char *about =
-            strstr(text, ": "); // "cpu: …", "cuda: …": the name stands there already
-        printf("  %-14s %s\n", devices[i], about ? about + 2 : text);
-    }
+    print_devices();
     return 0;
 }
 

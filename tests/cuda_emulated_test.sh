@@ -44,6 +44,8 @@ program=$LORA_BUILD/tests/golden/test_two_devices
 ok "make golden/test_two_devices" env -u MAKEFLAGS make --no-print-directory VARIANT="${VARIANT:-release}" "build/${VARIANT:-release}/tests/golden/test_two_devices"
 EMU_CARDS=2 ok "two emulated cards" "$program"
 unlike "$OUT" 'SKIP.*no card 1' "and none of it skipped"
+EMU_CARDS=2 run lora version --json
+is "$(jsonq -n .back_ends <<<"$OUT") $(jsonq .back_ends[2].device <<<"$OUT")" "3 cuda:1" "lora version lists both cards"
 export EMU_CARDS=2 EMU_ONLY=1
 LORA_TEST_DEVICE=cuda:1 ok "cuda:1 alone: golden kinds" "$LORA_BUILD/tests/golden/test_golden_kinds" kinds_llama_untied
 echo '[[1,2,3,4,5]]' >"$TMP/ids.json"
