@@ -88,26 +88,47 @@ static double relative_error(const float *got, json_t *want, uint32_t n)
 
 /* What may lie outside the bound. Router logits of miniatures are near ties now and then (in
  * qwen3moe 19 of 1,305 choices, by less than 0.01 of logits around 1), and bf16 sends such a row to
- * another expert than float32 does: one choice of mixtral/rslora turns when v is scaled by 1.0003,
- * which moves the logits by 0.38. */
+ * another expert than float32 does. */
 struct allowance {
     uint32_t requests, tokens; // of all: one in so many; 0: none
     double factor;             // times the bound
 };
 
-static void compare(const char *base, const struct reference *ref, uint32_t vocab, bool experts)
+/* A request further off than that is no near tie, unless it turns back: with a scale that differs
+ * by a fiftieth or less it comes near again, where a wrong sum stays wrong. One choice of
+ * mixtral/rslora turns when v is scaled by 1.0003, which moves the logits by 0.38. Runs all again.
+ */
+static bool turns_back(struct rig *r, struct reference *ref, uint32_t i, uint32_t max_rows,
+                       double allowed)
 {
-    const struct allowance near_ties = {4, 16, 10}, none = {0, 0, 1};
+    static const float scales[] = {0.998f, 1.002f, 0.995f, 1.005f, 0.99f, 1.01f, 0.98f, 1.02f};
+    struct rig_request *q = &ref->requests[i];
+    bool back = false;
+    for (size_t s = 0; q->slot >= 0 && !back && s < sizeof scales / sizeof scales[0]; s++) {
+        struct err err = {0};
+        q->scale = scales[s];
+        int rc = rig_run(r, ref->requests, ref->n, max_rows, NULL, &err);
+        back =
+            rc == 0 && relative_error(q->logits, ref->logits[i], r->config.vocab_size) <= allowed;
+    }
+    q->scale = 0;
+    return back;
+}
+
+static void compare(const char *base, struct rig *r, struct reference *ref, uint32_t max_rows)
+{
+    uint32_t vocab = r->config.vocab_size;
+    bool experts = r->config.n_experts > 0;
+    const struct allowance near_ties = {4, 16, 5}, none = {0, 0, 1};
     struct allowance a = experts && rig_is_bf16() ? near_ties : none;
     double worst = 0, tolerance = bound();
     uint32_t n_off = 0, n_tokens = 0, n_other = 0;
+    double errors[MAX_REQUESTS];
     for (uint32_t i = 0; i < ref->n; i++) {
         const struct rig_request *q = &ref->requests[i];
-        double error = relative_error(q->logits, ref->logits[i], vocab);
+        double error = errors[i] = relative_error(q->logits, ref->logits[i], vocab);
         worst = error > worst ? error : worst;
         n_off += error > tolerance;
-        EXPECT_MSG(error <= a.factor * tolerance, "%s/%s, prompt of %u: logits off by %.2e", base,
-                   ref->names[i], q->n_prompt, error);
         for (uint32_t j = 0; j < q->max_new; j++) {
             const float *l = q->logits + (size_t)j * vocab;
             double gap = fabs((double)l[q->ids[j]] - l[q->forced[j]]);
@@ -123,6 +144,12 @@ static void compare(const char *base, const struct reference *ref, uint32_t voca
                "%s: %u of %u requests beyond %.0e", base, n_off, ref->n, tolerance);
     EXPECT_MSG(n_other == 0 || (a.tokens && n_other <= n_tokens / a.tokens),
                "%s: %u of %u tokens differ", base, n_other, n_tokens);
+    for (uint32_t i = 0; i < ref->n; i++) { // last: it runs the requests again
+        bool within = errors[i] <= a.factor * tolerance;
+        EXPECT_MSG(within || (a.requests && turns_back(r, ref, i, max_rows, a.factor * tolerance)),
+                   "%s/%s, prompt of %u: logits off by %.2e", base, ref->names[i],
+                   ref->requests[i].n_prompt, errors[i]);
+    }
     printf("# %s: %u requests, worst logits %.1e, beyond the bound %u; other tokens %u of %u\n",
            base, ref->n, worst, n_off, n_other, n_tokens);
 }
@@ -166,7 +193,7 @@ static void run_base(const char *family, const char *name, const struct step_lim
         CHECK(add_requests(ref, key, slot, r.config.vocab_size));
     }
     CHECK_OK(rig_run(&r, ref->requests, ref->n, max_rows, NULL, &err), err);
-    compare(name, ref, r.config.vocab_size, r.config.n_experts > 0);
+    compare(name, &r, ref, max_rows);
     rig_close(&r);
     release(ref);
 }
