@@ -21,6 +21,7 @@
  * to L2 cost 0.5 and 10.
  */
 #include "kernels/cuda/attention_row.cuh"
+#include "kernels/cuda/packed.cuh"
 
 using namespace lora;
 
@@ -34,11 +35,6 @@ __device__ __forceinline__ uint32_t turned(uint32_t v)
     uint32_t to;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(to) : "r"(v));
     return to;
-}
-
-__device__ __forceinline__ uint32_t word(const uint4 &v, int i)
-{
-    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
 /* What the warps of a CTA leave in shared memory. */
@@ -362,21 +358,22 @@ template <int NG, int WARPS> struct Finish {
     {
         return __umulhi(i, g.hd_inverse);
     }
-    __device__ float o(uint32_t i) const
+    /* Over the warps, whose parts lie `stride` apart. */
+    __device__ static float sum_warps(const float *at, uint32_t stride)
     {
-        float sum = part.o[i];
+        float sum = at[0];
 #pragma unroll
         for (int w = 1; w < WARPS; w++)
-            sum += part.o[w * n_out + i];
+            sum += at[w * stride];
         return sum;
+    }
+    __device__ float o(uint32_t i) const
+    {
+        return sum_warps(part.o + i, n_out);
     }
     __device__ float weight(uint32_t head) const
     {
-        float sum = part.sums[head];
-#pragma unroll
-        for (int w = 1; w < WARPS; w++)
-            sum += part.sums[w * HEADS + head];
-        return sum;
+        return sum_warps(part.sums + head, HEADS);
     }
 
     __device__ void alone() const

@@ -23,13 +23,6 @@ struct Args {
     const uint32_t *block_sequence, *block_row;
 };
 
-__device__ __forceinline__ float exp2_fast(float v)
-{
-    float r;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-    return r;
-}
-
 template <int HD> struct Shape {
     static constexpr int Q_BYTES = ROWS * HD * 2, TILE = KEYS * HD * 2, HALF = KEYS * 128;
     static constexpr int K_AT = Q_BYTES, V_AT = K_AT + STAGES * TILE,
@@ -238,14 +231,14 @@ template <int HD> struct Flash {
             most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
             most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
             float from = most == -INFINITY ? 0.f : most * scale;
-            factor[h] = exp2_fast(top[h] * scale - from);
+            factor[h] = exp2_approx(top[h] * scale - from);
             top[h] = most;
             sum[h] *= factor[h];
 #pragma unroll
             for (int k = 0; k < KEYS / 8; k++) {
 #pragma unroll
                 for (int e = 4 * k + 2 * h; e < 4 * k + 2 * h + 2; e++) {
-                    p[e] = exp2_fast(p[e] * scale - from);
+                    p[e] = exp2_approx(p[e] * scale - from);
                     sum[h] += p[e];
                 }
             }

@@ -1,6 +1,6 @@
 /*
  * between_large: what stands between the products of a step of many rows, where y is complete in
- * bf16 (no adapters, or they are in the product already): rotation and KV write, residual and norm,
+ * bf16 (what adapters add is in it already): rotation and KV write, residual and norm,
  * activation. All of them move bytes and little else: 16 bytes a load, whole rows, every load of a
  * thread before its first use. Bytes a row: qkv 2 (N + N), residual and norm 12 d (y in L2) + 2 d,
  * activation 6 d_ff.
