@@ -166,11 +166,14 @@ static int write_signature(struct store *s, const char *id, const char *folder, 
     }
     rc = signed_pick(s, id, key ? sign_key_hint(key) : NULL, digest, err);
     sign_key_free(key);
-    if (rc == ERR_NOT_FOUND)
-        return signer ? err_set(err, rc, "%.12s: has no signature by %s", id, signer) : 0;
-    char *path = rc ? NULL : file_join(folder, BUNDLE_FILE);
-    if (!rc && !path)
-        rc = err_set(err, ERR_NO_MEMORY, "%s: no memory", folder);
+    if (!rc && !*digest && signer) {
+        cmd_hint("`lora inspect %.12s` names the keys of its signatures; `lora sign` adds one", id);
+        return err_set(err, ERR_NOT_FOUND, "%.12s: has no signature by %s", id, signer);
+    }
+    if (rc || !*digest)
+        return rc;
+    char *path = file_join(folder, BUNDLE_FILE);
+    rc = path ? 0 : err_set(err, ERR_NO_MEMORY, "%s: no memory", folder);
     if (!rc)
         rc = signed_write(s, id, digest, path, false, err);
     if (!rc)

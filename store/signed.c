@@ -148,6 +148,22 @@ static bool is_missed(const char *name)
            !is_text_for_people(name);
 }
 
+/* The first file that is signed, wanted and not there, or NULL. */
+static const char *find_missing(const struct bundle *b, const struct signed_file *files, size_t n,
+                                enum signed_scope scope)
+{
+    for (size_t i = 0; i < b->n_resources; i++) {
+        const char *name = b->resources[i].name;
+        if (i && strcmp(name, b->resources[i - 1].name) == 0)
+            continue;
+        if (scope == SIGNED_ADAPTER && !is_missed(name))
+            continue;
+        if (!is_there(files, n, name))
+            return name;
+    }
+    return NULL;
+}
+
 int signed_compare(const struct bundle *b, const struct signed_file *files, size_t n,
                    enum signed_scope scope, const char *where, struct err *err)
 {
@@ -156,16 +172,9 @@ int signed_compare(const struct bundle *b, const struct signed_file *files, size
         if (rc)
             return rc;
     }
-    for (size_t i = 0; i < b->n_resources; i++) {
-        const char *name = b->resources[i].name;
-        if (i && strcmp(name, b->resources[i - 1].name) == 0)
-            continue;
-        if (scope == SIGNED_ADAPTER && !is_missed(name))
-            continue;
-        if (!is_there(files, n, name))
-            return err_set(err, ERR_CORRUPT, "%s: %s is signed and not there", where, name);
-    }
-    return 0;
+    const char *missing = find_missing(b, files, n, scope);
+    return missing ? err_set(err, ERR_CORRUPT, "%s: %s is signed and not there", where, missing)
+                   : 0;
 }
 
 // ---- the files of an adapter of the store ------------------------------------------------------
@@ -481,44 +490,39 @@ int signed_check_bundle(struct store *s, const char *id, const char *bundle_path
 
 // ---- giving away -------------------------------------------------------------------------------
 
-/* Signature i of an adapter: 0 when a folder of the adapter's files is what it signs. */
-static int covers_all(struct store *s, const struct object_files *o, size_t i,
-                      char digest[DIGEST_HEX_CHARS + 1], struct err *err)
+/* Whether signature i can be read and lists nothing besides the adapter's files; that it is of
+ * these files was seen when it was kept. */
+static bool lists_no_more(const struct store *s, const struct object_files *o, size_t i)
 {
     struct bundle b = {0};
-    char *text;
+    char *text, digest[DIGEST_HEX_CHARS + 1];
     size_t n = 0;
-    int rc = read_bundle(s, o->manifest, i, &text, &n, digest, err);
-    if (!rc)
-        rc = bundle_parse(&b, text, n, digest, err);
-    if (!rc)
-        rc = signed_compare(&b, o->files, o->n, SIGNED_FOLDER, digest, err);
+    bool found = read_bundle(s, o->manifest, i, &text, &n, digest, NULL) == 0 &&
+                 bundle_parse(&b, text, n, digest, NULL) == 0 &&
+                 !find_missing(&b, o->files, o->n, SIGNED_FOLDER);
     bundle_release(&b);
     sys_free(text);
-    return rc;
+    return found;
 }
 
 int signed_pick(struct store *s, const char *id, const char *key, char digest[DIGEST_HEX_CHARS + 1],
                 struct err *err)
 {
     struct object_files o;
-    char path[MANIFEST_SIGNATURE_PATH_BYTES], own[DIGEST_HEX_CHARS + 1];
-    struct manifest_file f;
+    bool found = false;
     *digest = '\0';
     int rc = object_files_open(&o, s, id, err);
-    for (size_t i = 0; !rc && i < manifest_n_signatures(o.manifest); i++) {
+    for (size_t i = 0; !rc && !found && i < manifest_n_signatures(o.manifest); i++) {
+        char path[MANIFEST_SIGNATURE_PATH_BYTES];
+        struct manifest_file f;
         if (key && strcmp(manifest_signature_key(o.manifest, i), key) != 0)
             continue;
         rc = manifest_signature_at(o.manifest, i, &f, path, err);
-        bool covers = !rc && covers_all(s, &o, i, own, NULL) == 0;
-        if (!rc && (covers || !*digest))
+        found = !rc && lists_no_more(s, &o, i);
+        if (!rc && (found || !*digest))
             snprintf(digest, DIGEST_HEX_CHARS + 1, "%.64s", f.digest);
-        if (covers)
-            break;
     }
     object_files_release(&o);
-    if (!rc && !*digest)
-        rc = err_set(err, ERR_NOT_FOUND, "%.12s: has no such signature", id);
     return rc;
 }
 

@@ -55,7 +55,7 @@ int signed_attach(struct store *s, const char *id, const char *bundle_path, bool
                   struct signed_report *out, struct err *err);
 
 /* The signature to give away with the adapter's files, of those by a key (its hint; NULL: any): the
- * first that lists nothing besides them, else the first. ERR_NOT_FOUND: there is none. */
+ * first that lists nothing besides them, else the first; "" when there is none. */
 int signed_pick(struct store *s, const char *id, const char *key, char digest[DIGEST_HEX_CHARS + 1],
                 struct err *err);
 

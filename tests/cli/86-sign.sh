@@ -167,6 +167,10 @@ lora import "$TMP/out" --store "$TMP/several" --require-signature "$KEYS/team.pu
 is "$(lora inspect trained --store "$TMP/several" --json | jsonq -n .signatures)" 7 "of many signatures by one key"
 ok "…an export" lora export trained --store "$TMP/several" --output "$TMP/whole"
 ok "…gets the one of its own files" lora verify "$TMP/whole" --key "$KEYS/team.pub"
+exits 1 "…and no other signer's" lora export trained --store "$TMP/several" --output "$TMP/none" --signer "$KEYS/other.pub"
+like "$ERR" 'has no signature by .*other.pub' "…says so"
+like "$ERR" 'hint: .*lora sign' "…and what to do"
+not_ok "…and writes nothing" test -e "$TMP/none"
 
 for form in tar tar.zst tar.gz zip oci oci.tar; do
     flags=$([ "${form#oci}" = "$form" ] || echo --format oci)
