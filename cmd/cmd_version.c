@@ -80,22 +80,27 @@ static bool find_device(const char *device, char *text, size_t n)
     return true;
 }
 
-/* [{"device", "usable", "about"}]: the CPU, the first card or why there is none, and the others.
- * CUDA counts the fastest first: what follows one that is not usable is no better. */
+/* Adds {"device", "usable", "about"}, an unusable one only where it is `wanted`. */
+static bool add_device(json_t *all, const char *device, bool wanted)
+{
+    char text[ERR_MSG_BYTES];
+    bool found = find_device(device, text, sizeof text);
+    if (found || wanted)
+        json_array_append_new(
+            all, json_pack("{s:s, s:b, s:s}", "device", device, "usable", found, "about", text));
+    return found;
+}
+
+/* The CPU, the first card or why there is none, and the others. CUDA counts the fastest first: what
+ * follows one that is not usable is no better. */
 static json_t *find_devices(void)
 {
     json_t *all = json_array();
-    char device[32] = "cpu", text[ERR_MSG_BYTES];
-    for (int card = 0;; card++) {
-        bool found = find_device(device, text, sizeof text);
-        if (!found && card > 1)
-            return all;
-        json_array_append_new(
-            all, json_pack("{s:s, s:b, s:s}", "device", device, "usable", found, "about", text));
-        if (!found)
-            return all;
+    char device[32] = "cuda:0";
+    add_device(all, "cpu", true);
+    for (int card = 1; add_device(all, device, card == 1); card++)
         snprintf(device, sizeof device, "cuda:%d", card);
-    }
+    return all;
 }
 
 static void print_devices(void)
