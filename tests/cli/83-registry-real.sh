@@ -74,8 +74,7 @@ else
 fi
 
 # The registry dies in the middle of a push; afterwards nothing is there twice, and nothing is lost.
-received() { [ -n "$(ls "$TMP/registry/docker/registry/v2/repositories/killed/all/_uploads" 2>/dev/null)" ]; }
-(eventually received && kill -9 "$REGISTRY_PID") 2>/dev/null &
+(eventually test -e "$TMP/registry/docker/registry/v2/repositories/killed/all" && kill -9 "$REGISTRY_PID") >/dev/null 2>&1 &
 lora push $ALL "$HOST/killed/all:v1" --plain-http --chunk-size 20K --retry-delay 20 >/dev/null 2>"$TMP/.killed"
 is "$?" 1 "a registry killed in the middle of a push is an error"
 like "$(cat "$TMP/.killed")" "$HOST" "…that names it"
